@@ -1,0 +1,247 @@
+"""What an engine is: its declaration (`EngineSpec`) and its life so far (`Engine`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Mode, Probe
+
+
+class State(StrEnum):
+    """systemd's unit states."""
+
+    INACTIVE = "inactive"
+    ACTIVATING = "activating"
+    ACTIVE = "active"
+    DEACTIVATING = "deactivating"
+    FAILED = "failed"
+
+
+class Sub(StrEnum):
+    """Substates; `SUBSTATES` says which belongs to which state."""
+
+    DEAD = "dead"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+    QUEUED = "queued"
+    PREFLIGHT = "preflight"
+    STARTING = "starting"
+    BACKOFF = "backoff"
+    READY = "ready"
+    UNREADY = "unready"
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    RELEASING = "releasing"
+    EXIT_CODE = "exit-code"
+    SIGNAL = "signal"
+    OOM_KILL = "oom-kill"
+    START_LIMIT = "start-limit"
+    TIMEOUT = "timeout"
+    PREFLIGHT_FAILED = "preflight-failed"  # spelled "preflight" outside, see `substate`
+    UNHEALTHY = "unhealthy"
+
+
+SUBSTATES: Mapping[State, frozenset[Sub]] = {
+    State.INACTIVE: frozenset({Sub.DEAD, Sub.STOPPED, Sub.COMPLETED}),
+    State.ACTIVATING: frozenset({Sub.QUEUED, Sub.PREFLIGHT, Sub.STARTING, Sub.BACKOFF}),
+    State.ACTIVE: frozenset({Sub.READY, Sub.UNREADY, Sub.RUNNING}),
+    State.DEACTIVATING: frozenset({Sub.DRAINING, Sub.STOPPING, Sub.RELEASING}),
+    State.FAILED: frozenset(
+        {
+            Sub.EXIT_CODE,
+            Sub.SIGNAL,
+            Sub.OOM_KILL,
+            Sub.START_LIMIT,
+            Sub.TIMEOUT,
+            Sub.PREFLIGHT_FAILED,
+            Sub.UNHEALTHY,
+        }
+    ),
+}
+
+
+class Desired(StrEnum):
+    """What the user asked for, kept apart from what is."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class Priority(StrEnum):
+    """SAGE's request priorities, for engines too."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+    BACKGROUND = "background"
+
+
+class RestartWhen(StrEnum):
+    """`restart.policy`."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When and how often to start again. Times in seconds; `limit` 0 means no limit."""
+
+    policy: RestartWhen = RestartWhen.ON_FAILURE
+    delay: float = 1.0
+    max_delay: float = 300.0
+    limit: int = 5
+    window: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePolicy:
+    """How the probes are asked. Times in seconds."""
+
+    startup_timeout: float = 600.0
+    interval: float = 10.0
+    timeout: float = 5.0
+    failures: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StopPolicy:
+    """How to stop: `drain` seconds for requests in flight, then `signal`, after `timeout` SIGKILL."""
+
+    drain: float = 30.0
+    timeout: float = 20.0
+    signal: int = 15
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """An engine as declared: the TOML or the API's body, resolved, with every default filled in.
+
+    name: `chat`, or `chat@1` for a replica of `group` `chat`.
+    port: None where the user left the choice to us, or the kind does not listen.
+    options: the kind's options, an instance of its frozen dataclass.
+    env: the user's own variables; values that look like secrets are never persisted or shown.
+    declared: engine-level keys that this version validates and carries but does not act on yet.
+    """
+
+    name: str
+    kind: str
+    mode: Mode = Mode.SERVE
+    group: str = ""
+    model: str | None = None
+    options: Any = None
+    python: str = ""
+    host: str = "127.0.0.1"
+    port: int | None = None
+    default_port: int | None = None
+    gpu_ids: tuple[int, ...] | None = None
+    user: str | None = None
+    autostart: bool = False
+    priority: Priority = Priority.NORMAL
+    depends_on: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_file: str | None = None
+    probe_choice: Probe | None = None
+    restart: RestartPolicy = RestartPolicy()
+    probe: ProbePolicy = ProbePolicy()
+    stop: StopPolicy = StopPolicy()
+    declared: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The identity of a process that survives PID reuse, as `(boot_id, pid, starttime)`.
+
+    starttime: field 22 of /proc/PID/stat, clock ticks since boot.
+    started: CLOCK_MONOTONIC seconds at which it was launched; started_wall: the same as Unix time.
+    log_position: bytes that the engine's log had received before this start, rotations included.
+    """
+
+    pid: int
+    starttime: int
+    boot_id: str
+    started: float
+    started_wall: float
+    log_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a start ended: the substate that it leads to when nothing is tried again, and the words."""
+
+    sub: Sub
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine's life so far. Replaced, never changed, and only by the supervisor.
+
+    generation: counts starts; every event of a process or timer carries the one it belongs to.
+    process: the live main process; None while there is none.
+    tree_alive: processes of the current generation may be alive although `process` ended.
+    went_ready: this generation was ready (or, for a job, ran) at least once.
+    failure: why the current generation is being ended or ended; None for a wanted stop.
+    starts: monotonic times of the automatic restarts within the limit's window.
+    unready_starts: automatic restarts in a row that never became ready.
+    backoff_step: how often the delay was doubled since the engine was last healthy.
+    """
+
+    id: str
+    spec: EngineSpec
+    transient: bool = False
+    desired: Desired = Desired.STOPPED
+    state: State = State.INACTIVE
+    sub: Sub = Sub.DEAD
+    reason: str = ""
+    port: int | None = None
+    generation: int = 0
+    plan: LaunchPlan | None = None
+    process: Process | None = None
+    launching: bool = False
+    tree_alive: bool = False
+    went_ready: bool = False
+    ready_since: float | None = None
+    failure: Failure | None = None
+    diagnosis: Diagnosis | None = None
+    last_exit: ExitStatus | None = None
+    readiness_failures: int = 0
+    liveness_failures: int = 0
+    restart_count: int = 0
+    consecutive_failures: int = 0
+    starts: tuple[float, ...] = ()
+    unready_starts: int = 0
+    backoff_step: int = 0
+    backoff_until: float | None = None
+    waiting_for: tuple[str, ...] = ()
+    removed: bool = False
+    needs_restart: bool = False
+    since: float = 0.0
+    since_wall: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The spec's name."""
+        return self.spec.name
+
+    @property
+    def substate(self) -> str:
+        """The substate as users read it (`failed (preflight)` shares a word with activating's)."""
+        return "preflight" if self.sub is Sub.PREFLIGHT_FAILED else self.sub.value
+
+    @property
+    def up(self) -> bool:
+        """Ready for what it is for: a serving engine that is ready, a job that runs or completed."""
+        return (self.state is State.ACTIVE and self.sub is not Sub.UNREADY) or self.sub is Sub.COMPLETED
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way: neither a start nor a stop, nor a wait for either."""
+        return self.state in (State.INACTIVE, State.FAILED, State.ACTIVE)

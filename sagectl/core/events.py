@@ -1,0 +1,271 @@
+"""What can happen to an engine. `lifecycle.step` answers each with a new Engine and actions.
+
+Events of a process, a probe or a timer carry the `generation` of the start they belong to, and are
+dropped once that start is over. Requests of users and of the supervisor carry none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sagectl.core.engine import EngineSpec, Process
+from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Refusal
+
+
+class Timer(StrEnum):
+    """The timers of an engine; at most one of each runs."""
+
+    STARTUP = "startup"
+    BACKOFF = "backoff"
+    DRAIN = "drain"
+    STOP = "stop"
+    RELEASE = "release"
+    STABLE = "stable"
+
+
+class ProbeRole(StrEnum):
+    """Which of the three probes answered."""
+
+    STARTUP = "startup"
+    READINESS = "readiness"
+    LIVENESS = "liveness"
+
+
+# --- Requests ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequested:
+    """Somebody wants it up. `by_user` clears the start limit; `again` runs a completed job anew."""
+
+    by_user: bool = True
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Somebody wants it down. `drain` replaces the spec's drain seconds for this stop."""
+
+    drain: float | None = None
+    why: str = "stopped by the user"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRequested:
+    """Stop, then start with the current spec, keeping identity and counters."""
+
+    by_user: bool = True
+    why: str = "restarted by the user"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetFailed:
+    """Forget failures and start limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecReplaced:
+    """A reload changed the declaration. What can change in place does so at once.
+
+    needs_restart: the running process was launched from something else than `spec` says now.
+    """
+
+    spec: EngineSpec
+    needs_restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The declaration is gone: stop, then forget."""
+
+    why: str = "removed from the configuration"
+
+
+# --- The way up --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DependenciesReady:
+    """All of `spec.depends_on` is up."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class DependenciesWaiting:
+    """Still waiting, and for whom; `text` explains."""
+
+    generation: int
+    names: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightPassed:
+    """The kind has a plan and the port is free."""
+
+    generation: int
+    plan: LaunchPlan
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightRefused:
+    """It cannot start, and why."""
+
+    generation: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process runs (exec succeeded)."""
+
+    generation: int
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """No process came to be. `text` is exec's error or the shim's trouble."""
+
+    generation: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSucceeded:
+    """For STARTUP: all of the startup probes succeeded."""
+
+    generation: int
+    role: ProbeRole
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """A probe said no.
+
+    timed_out: no answer in time, rather than a wrong one or a refused connection.
+    advancing: requests or tokens moved since the last probe: the engine is busy, not dead.
+    """
+
+    generation: int
+    role: ProbeRole
+    detail: str
+    timed_out: bool = False
+    advancing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressMeasured:
+    """Answer to `MeasureProgress`: did the engine log, read or grow since the last measurement?"""
+
+    generation: int
+    advanced: bool
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusNotified:
+    """sd_notify's `STATUS=` (shown as reason) and `EXTEND_TIMEOUT_USEC=` (seconds here)."""
+
+    generation: int
+    status: str | None = None
+    extend: float | None = None
+
+
+# --- The way down ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """No request is in flight any more."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The main process ended.
+
+    left: how many processes of its tree are still alive.
+    diagnosis: what the kind recognised in the log, None where nothing (or not a failure).
+    """
+
+    generation: int
+    status: ExitStatus
+    left: int
+    diagnosis: Diagnosis | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEmpty:
+    """No process of the tree is left, and no GPU lists one."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeStubborn:
+    """Processes of the tree outlive SIGKILL (in uninterruptible sleep, say)."""
+
+    generation: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer ran out. Timers that were cancelled or replaced in between are never reported."""
+
+    generation: int
+    timer: Timer
+
+
+# --- After a daemon's restart ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reattached:
+    """The process that an earlier daemon started lives on, its identity verified."""
+
+    generation: int
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """Nothing of the process that an earlier daemon started is left, and nobody saw it end.
+
+    same_boot: the machine was not restarted in between, so the end counts as a failure.
+    """
+
+    generation: int
+    same_boot: bool
+
+
+Event = (
+    StartRequested
+    | StopRequested
+    | RestartRequested
+    | ResetFailed
+    | SpecReplaced
+    | Removed
+    | DependenciesReady
+    | DependenciesWaiting
+    | PreflightPassed
+    | PreflightRefused
+    | Spawned
+    | SpawnFailed
+    | ProbeSucceeded
+    | ProbeFailed
+    | ProgressMeasured
+    | StatusNotified
+    | Drained
+    | Exited
+    | TreeEmpty
+    | TreeStubborn
+    | TimerFired
+    | Reattached
+    | Vanished
+)

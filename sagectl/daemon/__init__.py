@@ -1,0 +1,1 @@
+"""The long-lived process: decides with `core`, acts through `system`."""
