@@ -173,11 +173,32 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a start ended: the substate that it leads to when nothing is tried again, and the words."""
+class Moment:
+    """Now, as the reducer sees it: time and randomness are arguments.
+
+    monotonic: CLOCK_MONOTONIC seconds; wall: Unix seconds; chance: uniform in [0, 1), for jitter.
+    """
+
+    monotonic: float
+    wall: float
+    chance: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a start comes to, known from the moment its end begins.
+
+    sub: STOPPED for a wanted stop, COMPLETED for a job that ended well, else the kind of failure,
+        which becomes the substate when nothing is tried again.
+    """
 
     sub: Sub
     text: str
+
+    @property
+    def failed(self) -> bool:
+        """Neither wanted nor a success."""
+        return self.sub not in (Sub.STOPPED, Sub.COMPLETED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +209,9 @@ class Engine:
     process: the live main process; None while there is none.
     tree_alive: processes of the current generation may be alive although `process` ended.
     went_ready: this generation was ready (or, for a job, ran) at least once.
-    failure: why the current generation is being ended or ended; None for a wanted stop.
+    launching: the shim was asked for a process and has not answered yet.
+    outcome: what the current generation comes to; None while it is not ending.
+    last_advance: when the starting engine last logged, read or grew (monotonic).
     starts: monotonic times of the automatic restarts within the limit's window.
     unready_starts: automatic restarts in a row that never became ready.
     backoff_step: how often the delay was doubled since the engine was last healthy.
@@ -209,7 +232,8 @@ class Engine:
     tree_alive: bool = False
     went_ready: bool = False
     ready_since: float | None = None
-    failure: Failure | None = None
+    last_advance: float = 0.0
+    outcome: Outcome | None = None
     diagnosis: Diagnosis | None = None
     last_exit: ExitStatus | None = None
     readiness_failures: int = 0

@@ -20,7 +20,6 @@ class Timer(StrEnum):
     BACKOFF = "backoff"
     DRAIN = "drain"
     STOP = "stop"
-    RELEASE = "release"
     STABLE = "stable"
 
 
@@ -128,10 +127,14 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """No process came to be. `text` is exec's error or the shim's trouble."""
+    """No process came to be. `text` is exec's error or the shim's trouble.
+
+    busy: the shim refused because processes of an earlier start are still alive.
+    """
 
     generation: int
     text: str
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +238,14 @@ class Reattached:
 
 @dataclass(frozen=True, slots=True)
 class Vanished:
-    """Nothing of the process that an earlier daemon started is left, and nobody saw it end.
-
-    same_boot: the machine was not restarted in between, so the end counts as a failure.
-    """
+    """The process that an earlier daemon started is gone, in this same boot, and nobody saw it end."""
 
     generation: int
-    same_boot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A new daemon took over; no process of this engine runs, and none ended unseen."""
 
 
 Event = (
@@ -268,4 +272,5 @@ Event = (
     | TimerFired
     | Reattached
     | Vanished
+    | Resumed
 )
