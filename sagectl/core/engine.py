@@ -215,6 +215,7 @@ class Engine:
     starts: monotonic times of the automatic restarts within the limit's window.
     unready_starts: automatic restarts in a row that never became ready.
     backoff_step: how often the delay was doubled since the engine was last healthy.
+    held: down, or going down, because the daemon ends, whatever `desired` says.
     """
 
     id: str
@@ -247,6 +248,7 @@ class Engine:
     waiting_for: tuple[str, ...] = ()
     removed: bool = False
     needs_restart: bool = False
+    held: bool = False
     since: float = 0.0
     since_wall: float = 0.0
 

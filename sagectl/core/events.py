@@ -44,10 +44,16 @@ class StartRequested:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Somebody wants it down. `drain` replaces the spec's drain seconds for this stop."""
+    """Somebody wants it down.
+
+    drain: replaces the spec's drain seconds for this stop.
+    hold: the daemon itself ends and takes its engines along: what the user wants stays as it was,
+        and the next daemon acts on it.
+    """
 
     drain: float | None = None
     why: str = "stopped by the user"
+    hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)

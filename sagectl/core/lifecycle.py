@@ -106,7 +106,7 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
 
 
 def _start(engine: Engine, event: ev.StartRequested, now: Moment) -> Step:
-    if engine.removed or (engine.sub is Sub.COMPLETED and not event.again):
+    if engine.removed or engine.held or (engine.sub is Sub.COMPLETED and not event.again):
         return engine, ()
     engine = replace(engine, desired=Desired.RUNNING)
     if event.by_user:
@@ -120,11 +120,14 @@ def _start(engine: Engine, event: ev.StartRequested, now: Moment) -> Step:
 
 
 def _stop(engine: Engine, event: ev.StopRequested) -> Step:
-    engine = replace(engine, desired=Desired.STOPPED)
+    if event.hold:
+        engine = replace(engine, held=True)
+    else:
+        engine = replace(engine, desired=Desired.STOPPED)
     stopped = Outcome(Sub.STOPPED, event.why)
     match engine.state:
         case State.INACTIVE | State.FAILED:
-            if engine.sub is Sub.COMPLETED:
+            if engine.sub is Sub.COMPLETED or event.hold:
                 return engine, ()
             return replace(engine, state=State.INACTIVE, sub=Sub.STOPPED, reason=event.why), ()
         case State.ACTIVATING if engine.sub is not Sub.STARTING:
@@ -150,7 +153,7 @@ def _stop(engine: Engine, event: ev.StopRequested) -> Step:
 
 
 def _restart(engine: Engine, event: ev.RestartRequested, now: Moment) -> Step:
-    if engine.removed:
+    if engine.removed or engine.held:
         return engine, ()
     if event.by_user:
         engine = moves.clear_limits(engine)
@@ -378,7 +381,7 @@ def _timer_fired(engine: Engine, event: ev.TimerFired, now: Moment) -> Step:
 
 
 def _reattached(engine: Engine, event: ev.Reattached, now: Moment) -> Step:
-    engine = replace(engine, process=event.process, launching=False, tree_alive=True)
+    engine = replace(engine, process=event.process, launching=False, tree_alive=True, held=False)
     record = Record("adopted", f"process {event.process.pid} went on without a daemon")
     if engine.state is State.DEACTIVATING or engine.desired is Desired.STOPPED:
         why = engine.outcome or Outcome(Sub.STOPPED, "stopped by the user")
@@ -403,9 +406,15 @@ def _reattached_starting(engine: Engine, record: Record, now: Moment) -> Step:
 
 
 def _resumed(engine: Engine, now: Moment) -> Step:
-    engine = replace(engine, process=None, launching=False, tree_alive=False)
+    held = engine.held
+    engine = replace(engine, process=None, launching=False, tree_alive=False, held=False)
     if engine.state in (State.INACTIVE, State.FAILED):
-        return engine, ()
+        # Stopped only because the last daemon ended: what the user wanted is still wanted.
+        return (
+            moves.begin(engine)
+            if held and engine.sub is Sub.STOPPED and engine.desired is Desired.RUNNING
+            else (engine, ())
+        )
     if engine.state is State.DEACTIVATING:
         return moves.settle(
             replace(engine, outcome=engine.outcome or Outcome(Sub.STOPPED, engine.reason)), now

@@ -172,7 +172,7 @@ def settle(engine: Engine, now: Moment) -> Step:
             consecutive_failures=0, unready_starts=0, backoff_step=0,
         )  # fmt: skip
         return done, (Record("completed", outcome.text), ReleaseShim())
-    if engine.desired is Desired.STOPPED:
+    if engine.desired is Desired.STOPPED or engine.held:
         down = replace(engine, state=State.INACTIVE, sub=Sub.STOPPED, reason=outcome.text)
         return down, (Record("stopped", outcome.text), ReleaseShim())
     if not outcome.failed:
