@@ -1,0 +1,260 @@
+"""Plan a `transformers serve`: what it needs, how it is started, how it is known to work.
+
+Measured with 5.23: it loads the model before it binds its port, so an answer means a loaded model. Its
+`/v1/models` lists the hub cache, not what it serves (and is a 500 where there is no cache), so it proves
+nothing. A request for any model but its own is refused with 400, so one generated token asked for by name
+proves both the model and that it computes.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sagectl.plugin import (
+    EngineRequest,
+    FactQuery,
+    Facts,
+    FileQuery,
+    HttpProbe,
+    InterpreterFacts,
+    InterpreterQuery,
+    LaunchPlan,
+    Probes,
+    Refusal,
+)
+from sagectl_llm.options import LlmOptions
+
+MODULES = ("torch", "transformers", "accelerate", "fastapi", "uvicorn", "openai", "pydantic")
+# The first release with /v1/completions, which needs no chat template and so suits every model.
+OLDEST = (5, 6)
+# One token takes milliseconds on a GPU, but a first CUDA kernel or torch.compile may take minutes.
+FIRST_TOKEN_TIMEOUT = 300.0
+
+HEALTH = HttpProbe("/health")
+
+Request = EngineRequest[LlmOptions]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlace:
+    """What to call the model, and from which directory: the server answers only to that name."""
+
+    name: str
+    cwd: str | None
+    note: str
+
+
+def facts(request: Request) -> Sequence[FactQuery]:
+    """The modules of the interpreter, and the directories where the model may lie."""
+    return (_interpreter_query(request), *_model_queries(request))
+
+
+def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
+    """The launch, or why it cannot work here."""
+    missing = _check_interpreter(request, facts.interpreter(_interpreter_query(request)))
+    if missing is not None:
+        return missing
+    model = _locate_model(request, facts)
+    if isinstance(model, Refusal):
+        return model
+    device = _device(request)
+    if isinstance(device, Refusal):
+        return device
+    if request.port is None:
+        return Refusal("the engine has no port", "add `port = 8001`")
+    return LaunchPlan(
+        argv=(
+            *(request.python, "-m", "transformers.cli.transformers", "serve", model.name),
+            *("--host", request.host, "--port", str(request.port), "--device", device),
+            *_flags(request.options),
+        ),
+        env=_environment(request.options),
+        cwd=model.cwd,
+        probes=_probes(request, model.name),
+        served_models=(model.name,),
+        notes=_notes(request, model, device),
+    )
+
+
+# --- the interpreter -------------------------------------------------------------------------
+
+
+def _interpreter_query(request: Request) -> InterpreterQuery:
+    extra = ("bitsandbytes",) if request.options.quantization is not None else ()
+    return InterpreterQuery(request.python, (*MODULES, *extra))
+
+
+def _check_interpreter(request: Request, found: InterpreterFacts) -> Refusal | None:
+    python = request.python
+    where = 'set `[defaults.llm] python = "…"` (or this engine\'s `python`) to an interpreter that has them'
+    if found.error is not None:
+        return Refusal(
+            f"the engine's interpreter {python} cannot be run: {found.error}",
+            'set `[defaults.llm] python = "…"` to the Python of an environment with torch and transformers',
+        )
+    missing = [module for module, version in found.modules.items() if version is None]
+    if missing:
+        verb = "lacks" if len(missing) == 1 else "lacks the modules"
+        packages = ["'transformers[serving]>=5.6'", "torch", "accelerate"]
+        packages += ["bitsandbytes"] if "bitsandbytes" in missing else []
+        return Refusal(
+            f"{python} {verb} {', '.join(missing)}",
+            f"{where}, or install them: {python} -m pip install {' '.join(packages)}",
+        )
+    version = found.modules["transformers"] or ""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST:
+        return Refusal(
+            f"{python} has transformers {version}, whose server lacks /v1/completions",
+            f"upgrade it: {python} -m pip install --upgrade 'transformers[serving]>=5.6'",
+        )
+    return None
+
+
+# --- the model -------------------------------------------------------------------------------
+
+
+def _model_queries(request: Request) -> tuple[FileQuery, ...]:
+    model = request.model or ""
+    if model.startswith("/"):
+        return (FileQuery(model), FileQuery(posixpath.join(model, "config.json")))
+    if not model or model.startswith((".", "~")):
+        return ()
+    return (FileQuery(posixpath.join(request.models_dir, model, "config.json")),)
+
+
+def _locate_model(request: Request, facts: Facts) -> ModelPlace | Refusal:
+    model = request.model
+    if not model:
+        return Refusal("no model is named", 'add `model = "Qwen/Qwen2.5-0.5B-Instruct"` or a directory')
+    if model.startswith((".", "~")):
+        return Refusal(
+            f"model: {model!r} is relative, and an engine has no directory that it could be relative to",
+            f"write its absolute path, or put it below {request.models_dir} and write its name there",
+        )
+    if model.startswith("/"):
+        return _locate_directory(request, facts, model.rstrip("/"))
+    wanted = request.options.served_model_name
+    if wanted not in (None, model):
+        return Refusal(
+            f"served_model_name: `transformers serve` answers to {model!r} only, not to {wanted!r}",
+            "take `served_model_name` out, or keep the model in a directory of that name",
+        )
+    if facts.file(_model_queries(request)[0]).type == "file":
+        where = request.models_dir
+        return ModelPlace(model, where, f"the model is the directory {posixpath.join(where, model)}")
+    return ModelPlace(model, None, f"no {model} in {request.models_dir}: it comes from the model hub")
+
+
+def _locate_directory(request: Request, facts: Facts, model: str) -> ModelPlace | Refusal:
+    directory, config = (facts.file(query) for query in _model_queries(request))
+    if directory.type != "directory" or config.type != "file":
+        lack = {"missing": "does not exist", "directory": "holds no config.json"}.get(
+            directory.type, "is not a directory"
+        )
+        return Refusal(
+            f"model: {model} {lack}" + (f" ({directory.error})" if directory.error else ""),
+            "name a directory that `save_pretrained` wrote, or a model of the hub such as "
+            "Qwen/Qwen2.5-0.5B-Instruct",
+        )
+    parent, last = posixpath.split(model)
+    wanted = request.options.served_model_name
+    if wanted is None:
+        if "@" in model:
+            return _at_sign(model)
+        return ModelPlace(model, None, f"the model is the directory {model}")
+    if wanted != last:
+        return Refusal(
+            f"served_model_name: `transformers serve` can call {model} {last!r} or by its whole path, "
+            f"not {wanted!r}",
+            f"write `served_model_name = {json.dumps(last)}`, or rename the directory",
+        )
+    if "@" in last:
+        return _at_sign(model)
+    return ModelPlace(last, parent, f"the model is the directory {model}, called {last}")
+
+
+def _at_sign(model: str) -> Refusal:
+    return Refusal(
+        f"model: `transformers serve` takes what follows the @ in {model} for a revision",
+        "rename the directory, or link to it under a name without @",
+    )
+
+
+# --- the flags -------------------------------------------------------------------------------
+
+
+def _device(request: Request) -> str | Refusal:
+    asked = request.options.device
+    gpus = request.gpu_ids
+    if gpus == ():
+        if asked in (None, "auto", "cpu"):
+            return "cpu"
+        return Refusal(
+            f"device = {json.dumps(asked)}, but the engine is given no GPU",
+            "take `use_gpu = false` out, or set `device` to cpu",
+        )
+    if asked == "cpu" and gpus is not None:
+        return Refusal(
+            f'device = "cpu", but the engine is given the GPUs {list(gpus)}',
+            "take `gpu_ids` out and set `use_gpu = false`, or take `device` out",
+        )
+    return asked or "auto"
+
+
+def _flags(options: LlmOptions) -> tuple[str, ...]:
+    flags = ["--dtype", options.dtype]
+    if options.trust_remote_code:
+        flags += ["--trust-remote-code"]
+    if options.continuous_batching:
+        flags += ["--continuous-batching"]
+    if options.quantization is not None:
+        flags += ["--quantization", options.quantization]
+    if options.attn_implementation is not None:
+        flags += ["--attn-implementation", options.attn_implementation]
+    return (*flags, *options.extra_args)
+
+
+def _environment(options: LlmOptions) -> dict[str, str]:
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        # At each start the command line would ask PyPI for a newer release and write below HF_HOME.
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        # Plain tracebacks: boxes drawn for a terminal are unreadable in a log, and wrap the message.
+        "TYPER_USE_RICH": "0",
+        "NO_COLOR": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if options.threads is not None:
+        env["OMP_NUM_THREADS"] = str(options.threads)
+    return env
+
+
+def _probes(request: Request, name: str) -> Probes:
+    health = request.probe or HEALTH
+    body = json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1})
+    token = HttpProbe(
+        "/v1/completions",
+        method="POST",
+        body=body,
+        json_path=("usage", "completion_tokens"),
+        timeout=FIRST_TOKEN_TIMEOUT,
+    )
+    return Probes(startup=(health, token), readiness=health, liveness=health)
+
+
+def _notes(request: Request, model: ModelPlace, device: str) -> tuple[str, ...]:
+    options = request.options
+    notes = [f"backend transformers, device {device}", model.note]
+    if options.max_model_len is not None:
+        notes.append(
+            f"max_model_len = {options.max_model_len} is not enforced: `transformers serve` has no limit but"
+            " the model's own"
+        )
+    return tuple(notes)
