@@ -120,10 +120,7 @@ def _start(engine: Engine, event: ev.StartRequested, now: Moment) -> Step:
 
 
 def _stop(engine: Engine, event: ev.StopRequested) -> Step:
-    if event.hold:
-        engine = replace(engine, held=True)
-    else:
-        engine = replace(engine, desired=Desired.STOPPED)
+    engine = replace(engine, held=True) if event.hold else replace(engine, desired=Desired.STOPPED)
     stopped = Outcome(Sub.STOPPED, event.why)
     match engine.state:
         case State.INACTIVE | State.FAILED:
