@@ -1,0 +1,1 @@
+"""Adapters to the machine: processes, sockets, files, the database. One a file."""
