@@ -168,11 +168,16 @@ class ProbeFailed:
 
 @dataclass(frozen=True, slots=True)
 class ProgressMeasured:
-    """Answer to `MeasureProgress`: did the engine log, read or grow since the last measurement?"""
+    """Answer to `MeasureProgress`: did the engine log, read or grow since the last measurement?
+
+    what: in which way it advanced, "" where in none.
+    waiting: what its startup probe says is missing.
+    """
 
     generation: int
     advanced: bool
-    what: str
+    what: str = ""
+    waiting: str = ""
 
 
 @dataclass(frozen=True, slots=True)

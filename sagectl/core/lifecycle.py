@@ -291,8 +291,8 @@ def _progress_measured(engine: Engine, event: ev.ProgressMeasured, now: Moment) 
         engine = replace(engine, last_advance=max(engine.last_advance, now.monotonic))
     if now.monotonic - engine.last_advance < policy.startup_timeout:
         return engine, (SetTimer(engine.generation, Timer.STARTUP, progress_interval(policy)),)
-    waited = engine.reason.removeprefix("starting: ")
-    text = f"not ready, and no sign of progress for {policy.startup_timeout:g} s ({waited})"
+    waiting = f": {event.waiting}" if event.waiting else ""
+    text = f"not ready, and no sign of progress for {policy.startup_timeout:g} s{waiting}"
     after, actions = moves.terminate(replace(engine, outcome=Outcome(Sub.TIMEOUT, text), reason=text))
     return after, (Record("timeout", text, "error"), *actions)
 

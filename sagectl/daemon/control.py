@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sagectl.core.engine import Engine
+from sagectl.config import persist
+from sagectl.config.load import Origin, engine_from_body
+from sagectl.config.paths import Paths
+from sagectl.core import dependencies
+from sagectl.core import events as ev
+from sagectl.core.engine import Engine, EngineSpec, State, Sub
 from sagectl.core.reload import ReloadPlan
+from sagectl.daemon.explain import explanation
+from sagectl.daemon.reloading import Reloader
+from sagectl.daemon.supervisor import Supervisor
+from sagectl.errors import Conflict, InvalidConfig, Problem, UnknownEngine
+from sagectl.plugin import FileQuery
+from sagectl.system.facts import look_at
 from sagectl.system.journal import Journal
+from sagectl.system.plugins import Kinds
+from sagectl.system.store import Store
+
+log = logging.getLogger("sagectl.control")
+
+PROGRESS_BYTES = 64 << 10
 
 
 class Control:
@@ -16,83 +37,250 @@ class Control:
     Raises, where a reference is unknown: UnknownEngine. Every method checks before it changes.
     """
 
-    journal: Journal
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        store: Store,
+        journal: Journal,
+        kinds: Kinds,
+        paths: Paths,
+        reloader: Reloader,
+        describe: Callable[[], dict[str, Any]],
+        end: Callable[[], None],
+        startup_detail: Callable[[str], str | None],
+    ) -> None:
+        """
+        Args:
+            describe: the daemon's part of `status`.
+            end: begins the daemon's shutdown.
+            startup_detail: engine id → what its newest probe said is missing.
+        """
+        self.journal = journal
+        self._supervisor = supervisor
+        self._store = store
+        self._kinds = kinds
+        self._paths = paths
+        self._reloader = reloader
+        self._describe = describe
+        self._end = end
+        self._startup_detail = startup_detail
+
+    # --- Finding --------------------------------------------------------------------------------
 
     def engines(self) -> Sequence[Engine]:
         """Every engine, sorted by name."""
-        raise NotImplementedError
+        return [self._in_words(engine) for engine in self._supervisor]
+
+    def _in_words(self, engine: Engine) -> Engine:
+        """The engine with the words of its startup probe, which change too often to be state."""
+        detail = self._startup_detail(engine.id) if engine.sub is Sub.STARTING else None
+        return replace(engine, reason=f"starting: {detail}") if detail else engine
 
     def resolve(self, ref: str) -> Sequence[Engine]:
         """The engine with this id or name, or all replicas of this group."""
-        raise NotImplementedError
+        engine = self._supervisor.named(ref) or self._supervisor.get(ref)
+        if engine is not None:
+            return [self._in_words(engine)]
+        group = [self._in_words(engine) for engine in self._supervisor if engine.spec.group == ref]
+        if not group:
+            names = ", ".join(engine.name for engine in self._supervisor) or "none"
+            raise UnknownEngine(
+                f"there is no engine {ref!r}", remedy=f"the engines are: {names}", facts={"engine": ref}
+            )
+        return group
 
     def by_port(self, port: int) -> Engine:
         """The engine that holds this port."""
-        raise NotImplementedError
+        for engine in self._supervisor:
+            if engine.port == port:
+                return engine
+        raise UnknownEngine(f"no engine has port {port}", remedy="see `sagectl list`", facts={"port": port})
+
+    # --- Acting ---------------------------------------------------------------------------------
 
     def start(self, engine: Engine, *, again: bool = False) -> None:
         """Ask for it to be up, its dependencies first. Raises Conflict for a completed job."""
-        raise NotImplementedError
+        if engine.sub is Sub.COMPLETED and not again:
+            raise Conflict(
+                f"the job {engine.name} is completed",
+                remedy=f"run it anew with `sagectl start --again {engine.name}`",
+                facts={"engine": engine.name, "state": engine.state.value, "substate": engine.substate},
+            )
+        self.start_with_dependencies(engine, by_user=True, again=again)
+
+    def start_with_dependencies(self, engine: Engine, *, by_user: bool, again: bool = False) -> None:
+        """Start what it depends on and is not up, then the engine itself."""
+        specs = {other.name: other.spec for other in self._supervisor}
+        for name in dependencies.pulled_in(engine.name, specs):
+            needed = self._supervisor.named(name)
+            if needed is not None and not needed.up:
+                self._supervisor.post(needed.id, ev.StartRequested(by_user=by_user))
+        self._supervisor.post(engine.id, ev.StartRequested(by_user=by_user, again=again))
 
     def stop(self, engine: Engine, *, drain: float | None = None) -> None:
         """Ask for it to be down."""
-        raise NotImplementedError
+        self._supervisor.post(engine.id, ev.StopRequested(drain=drain))
 
     def restart(self, engine: Engine) -> None:
         """Stop and start again, keeping identity."""
-        raise NotImplementedError
+        self._supervisor.post(engine.id, ev.RestartRequested())
 
     def reset_failed(self, engine: Engine) -> None:
         """Forget failures and the start limit."""
-        raise NotImplementedError
+        self._supervisor.post(engine.id, ev.ResetFailed())
 
     def set_autostart(self, engine: Engine, enabled: bool) -> None:
-        """`enable` and `disable`: a persistent override above the TOML. Raises Conflict for transients."""
-        raise NotImplementedError
+        """`enable` and `disable`: a persistent override above the TOML, for a group as a whole."""
+        if engine.transient:
+            raise Conflict(
+                f"{engine.name} is transient: it has no definition to enable",
+                remedy=f"give it a table in {self._paths.config_file}",
+                facts={"engine": engine.name},
+            )
+        self._store.set_override(engine.name, enabled)
+        spec = replace(engine.spec, autostart=enabled)
+        self._supervisor.post(engine.id, ev.SpecReplaced(spec, needs_restart=engine.needs_restart))
+        word = "enabled" if enabled else "disabled"
+        self.journal.record(engine.name, engine.id, word, f"autostart {word} by the user")
+        self._store.flush()
 
     async def define(self, body: Mapping[str, Any]) -> Engine:
         """Define a transient engine and start it. Raises InvalidConfig with every wrong field, Conflict."""
-        raise NotImplementedError
+        engine_id = self.new_id()
+        name = body.get("name", engine_id)
+        spec = engine_from_body(
+            str(name), {k: v for k, v in body.items() if k != "name"}, self._kinds.by_name()
+        )
+        if self._supervisor.named(spec.name) is not None:
+            raise Conflict(
+                f"there is an engine {spec.name!r} already",
+                remedy="choose another name, or leave it out",
+                facts={"engine": spec.name},
+            )
+        self._check_definition(spec)
+        engine = Engine(id=engine_id, spec=spec, transient=True)
+        self._supervisor.add(engine)
+        self.journal.record(engine.name, engine.id, "defined", f"{spec.kind} engine, transient")
+        self.start_with_dependencies(engine, by_user=True)
+        return self._supervisor.get(engine_id) or engine
+
+    def _check_definition(self, spec: EngineSpec) -> None:
+        problems = []
+        for other in self._supervisor:
+            if spec.port is not None and spec.port in (other.port, other.spec.port):
+                text = f"port {spec.port} belongs to the engine {other.name}"
+                problems.append(Problem("port", text, "choose another port, or leave it out"))
+        known = {other.name: other.spec for other in self._supervisor}
+        for _, needed in dependencies.missing([spec, *known.values()]):
+            if needed in spec.depends_on:
+                problems.append(Problem("depends_on", f"there is no engine {needed!r}"))
+        if problems:
+            raise InvalidConfig(problems)
+
+    @staticmethod
+    def new_id() -> str:
+        """A fresh engine id."""
+        return f"engine-{secrets.token_hex(4)}"
+
+    def forget(self, engine: Engine) -> None:
+        """`engine prune`: drop a transient engine that is down. Raises Conflict."""
+        if not engine.transient:
+            raise Conflict(
+                f"{engine.name} is declared in the configuration",
+                remedy="remove its table and run `sagectl reload`",
+                facts={"engine": engine.name},
+            )
+        if engine.state not in (State.INACTIVE, State.FAILED):
+            raise Conflict(
+                f"{engine.name} is {engine.state} ({engine.substate})",
+                remedy=f"stop it first: `sagectl stop {engine.name}`",
+                facts={"engine": engine.name, "state": engine.state.value},
+            )
+        self._supervisor.post(engine.id, ev.Removed("pruned by the user"))
 
     async def settled(self, engine_id: str, timeout: float | None) -> Engine:
         """Wait until the engine is as desired or cannot get there (or `timeout` seconds are over)."""
-        raise NotImplementedError
+        before = self._supervisor.get(engine_id)
+        await self._supervisor.until(lambda: self._supervisor.arrived(engine_id), timeout)
+        engine = self._supervisor.get(engine_id) or before
+        if engine is None:
+            raise UnknownEngine(f"there is no engine {engine_id!r}", facts={"engine": engine_id})
+        return engine
 
     async def reload(self, *, dry_run: bool = False, restart: bool = True) -> ReloadPlan:
         """Read the configuration again and apply what changed. Raises InvalidConfig, changing nothing.
 
         Returns as soon as the plan is made and under way; `engines()` shows how it goes on.
         """
-        raise NotImplementedError
-
-    def forget(self, engine: Engine) -> None:
-        """`engine prune`: drop a transient engine that is down. Raises Conflict."""
-        raise NotImplementedError
-
-    def explain(self, engine: Engine) -> dict[str, Any]:
-        """Why it is as it is: INTERFACE's `explain` fields and `history`, its recent events."""
-        raise NotImplementedError
-
-    def definition(self, engine: Engine) -> dict[str, Any]:
-        """The resolved definition, `{key: {"value": …, "origin": …}}`, secrets left out (`cat`)."""
-        raise NotImplementedError
-
-    def kinds(self) -> list[dict[str, Any]]:
-        """Kinds with options and origin, and broken plugins with the reason."""
-        raise NotImplementedError
-
-    def status(self) -> dict[str, Any]:
-        """The daemon itself: version, pid, uptime, configuration files, warnings, broken plugins."""
-        raise NotImplementedError
-
-    def log_path(self, engine: Engine) -> str:
-        """The engine's current log file; older ones are `PATH.1`, `PATH.2`, …"""
-        raise NotImplementedError
-
-    async def progress(self, engine: Engine) -> dict[str, Any] | None:
-        """A job's progress as the kind reads it, None where there is none."""
-        raise NotImplementedError
+        return await self._reloader.reload(dry_run=dry_run, restart=restart)
 
     def shutdown(self) -> None:
         """Stop every engine, then the daemon. Returns at once; the daemon ends when all are down."""
-        raise NotImplementedError
+        self._end()
+
+    # --- Telling --------------------------------------------------------------------------------
+
+    def explain(self, engine: Engine) -> dict[str, Any]:
+        """Why it is as it is: INTERFACE's `explain` fields and `history`, its recent events."""
+        history = [e for e in self.journal.tail(50, engine.name) if e.level != "debug"]
+        return explanation(engine, history)
+
+    def definition(self, engine: Engine) -> dict[str, Any]:
+        """The resolved definition, `{key: {"value": …, "origin": …}}`, secrets left out (`cat`)."""
+        origins = self._reloader.config.origins.get(engine.name, {})
+        overridden = engine.name in self._store.overrides()
+        values = persist.public_spec(engine.spec)
+        return {
+            key: {"value": value, "origin": self._origin(key, engine, origins, overridden)}
+            for key, value in values.items()
+        }
+
+    def _origin(self, key: str, engine: Engine, origins: Mapping[str, Origin], overridden: bool) -> str:
+        if key == "autostart" and overridden:
+            return "sagectl enable" if engine.spec.autostart else "sagectl disable"
+        origin = origins.get(key)
+        if origin is None or origin.source == "default":
+            return (
+                "given over the API" if engine.transient and origin is None and key in _GIVEN else "default"
+            )
+        place = f"{origin.file}:{origin.line}"
+        return f"{place} [defaults.{engine.spec.kind}]" if origin.source == "defaults" else place
+
+    def kinds(self) -> list[dict[str, Any]]:
+        """Kinds with options and origin, and broken plugins with the reason."""
+        return self._kinds.describe()
+
+    def status(self) -> dict[str, Any]:
+        """The daemon itself: version, pid, uptime, configuration files, warnings, broken plugins."""
+        return self._describe()
+
+    def log_path(self, engine: Engine) -> str:
+        """The engine's current log file; older ones are `PATH.1`, `PATH.2`, …"""
+        return str(self._paths.log / f"{engine.name}.log")
+
+    async def progress(self, engine: Engine) -> dict[str, Any] | None:
+        """A job's progress as the kind reads it, None where there is none."""
+        kind = self._kinds.by_name().get(engine.spec.kind)
+        file = engine.plan.progress_file if engine.plan else None
+        if kind is None or file is None:
+            return None
+        text = (await asyncio.to_thread(look_at, FileQuery(file, read=PROGRESS_BYTES))).text
+        if not text:
+            return None
+        try:
+            progress = kind.progress(text)
+        except Exception:
+            log.exception("the kind %s failed to read %s", engine.spec.kind, file)
+            return None
+        if progress is None:
+            return None
+        return {
+            "done": progress.done,
+            "total": progress.total,
+            "unit": progress.unit,
+            "eta_seconds": progress.eta_seconds,
+            "details": dict(progress.details),
+        }
+
+
+_GIVEN = frozenset({"name", "kind", "model", "port", "options"})

@@ -1,0 +1,89 @@
+"""`sagectld`: puts the parts together, runs until it is told to end, and takes them apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+import sagectl
+from sagectl.config.paths import Paths, prepare, resolve
+from sagectl.errors import DaemonRefusal, InvalidConfig, SagectlError
+from sagectl.system import requirements
+
+log = logging.getLogger("sagectld")
+
+FAILURE = 1
+REFUSED = 2
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The configuration; engines.d/*.toml beside it is read too.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what the daemon itself does in detail.")
+@click.version_option(sagectl.__version__, prog_name="sagectld")
+def main(config_file: Path | None, verbose: bool) -> None:
+    """Keep the engines of the configuration running. In the foreground; SIGTERM stops them and ends it."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+    try:
+        lacking = requirements.check()
+        if lacking:
+            raise DaemonRefusal("; ".join(lacking), remedy="run sagectld on a newer Linux")
+        paths = resolve(os.environ, os.geteuid(), config_file=config_file)
+        prepare(paths)
+        with locked(paths):
+            from sagectl.daemon.runtime import serve
+
+            asyncio.run(serve(paths, explicit=config_file is not None))
+    except InvalidConfig as error:
+        for problem in error.problems:
+            click.echo(f"{problem.severity}: {problem}", err=True)
+        sys.exit(FAILURE)
+    except DaemonRefusal as error:
+        click.echo(f"sagectld: {error}", err=True)
+        sys.exit(REFUSED)
+    except SagectlError as error:
+        click.echo(f"sagectld: {error}", err=True)
+        sys.exit(FAILURE)
+
+
+@contextlib.contextmanager
+def locked(paths: Paths) -> Iterator[None]:
+    """Hold the directory's lock: two daemons on one directory would start everything twice.
+
+    The lock belongs to the open file, so it ends with the process, however that ends.
+
+    Raises:
+        DaemonRefusal: another daemon holds it; names its process.
+    """
+    import fcntl
+
+    with open(paths.lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            pid = file.read().strip() or "unknown"
+            raise DaemonRefusal(
+                f"another sagectld (process {pid}) runs on {paths.runtime}",
+                remedy="talk to that one with `sagectl`, end it with `sagectl shutdown`, "
+                "or set SAGECTL_HOME to another directory",
+                facts={"pid": pid},
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

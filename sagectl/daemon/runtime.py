@@ -1,0 +1,298 @@
+"""The composition root: which part knows which, and the order in which they come up and go down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import resource
+import signal
+import time
+from typing import Any
+
+import sagectl
+from sagectl.api.server import ApiServer
+from sagectl.config.load import Config, load
+from sagectl.config.paths import Paths
+from sagectl.core import events as ev
+from sagectl.core.engine import Engine, Moment, State
+from sagectl.daemon import environment
+from sagectl.daemon.control import Control
+from sagectl.daemon.effects import Effects, World
+from sagectl.daemon.keeper import Keeper
+from sagectl.daemon.preflight import Preflight
+from sagectl.daemon.reloading import Reloader
+from sagectl.daemon.restore import restore
+from sagectl.daemon.supervisor import Supervisor
+from sagectl.errors import InvalidConfig, SagectlError
+from sagectl.system import pidfile, plugins, sdnotify
+from sagectl.system.journal import Journal
+from sagectl.system.processes import Processes
+from sagectl.system.store import Store
+
+log = logging.getLogger("sagectld")
+
+STATUS_SECONDS = 1.0
+"""How soon a change shows in `systemctl status`; a storm of restarts is told once."""
+
+
+async def serve(paths: Paths, *, explicit: bool) -> None:
+    """Run the daemon on these paths until it is told to end. Raises InvalidConfig, DaemonRefusal."""
+    await Runtime(paths, explicit=explicit).run()
+
+
+def now() -> Moment:
+    """The moment that the reducer is given."""
+    return Moment(time.monotonic(), time.time(), random.random())
+
+
+class Runtime:
+    """One run of the daemon."""
+
+    def __init__(self, paths: Paths, *, explicit: bool) -> None:
+        """
+        Args:
+            explicit: the configuration was named, so that its absence is an error.
+        """
+        self.paths = paths
+        self._explicit = explicit
+        self._ending = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._degraded: tuple[str, ...] = ()
+        self._started = time.monotonic()
+        self._started_wall = time.time()
+        self.kinds = plugins.discover()
+        self.by_name = self.kinds.by_name()
+        self.boot_id = pidfile.boot_id()
+        self.store = Store(paths.database)
+        self.journal = Journal(self.store)
+        self.keeper = Keeper(self.store, self.boot_id)
+        self.supervisor = Supervisor(now, self.keeper, self.journal)
+        inherited = environment.base(os.environ)
+        self.preflight = Preflight(
+            paths, self.by_name, inherited, self._ports_of_others, self.supervisor.assign_port
+        )
+        self.effects = Effects(
+            World(paths, self.by_name, inherited, self.journal), self.supervisor, self.preflight
+        )
+        self.supervisor.effects = self.effects
+        self.reloader = Reloader(
+            self.supervisor, self.journal, self.preflight, self._load, self.store.overrides, Control.new_id
+        )
+        self.control = Control(
+            self.supervisor,
+            self.store,
+            self.journal,
+            self.kinds,
+            paths,
+            self.reloader,
+            self.describe,
+            self.end,
+            self.effects.prober.last_detail,
+        )
+        self.reloader.starter = self.control
+
+    def _load(self) -> Config:
+        file, others = self.paths.config_file, self.paths.engines_d
+        return load(file, others, self.by_name, broken=self.kinds.broken_by_name(), explicit=self._explicit)
+
+    def _ports_of_others(self, engine_id: str) -> set[int]:
+        others = [engine for engine in self.supervisor if engine.id != engine_id]
+        ports = {engine.port for engine in others} | {engine.spec.port for engine in others}
+        return {port for port in ports if port is not None}
+
+    # --- Up, on, down ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Come up, serve until told to end, go down. Raises InvalidConfig, DaemonRefusal at the start."""
+        loop = asyncio.get_running_loop()
+        settings = await self._come_up()
+        api = ApiServer(self.control, self.paths.socket, owner_uid=os.geteuid(), group=settings.daemon.group)
+        await api.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
+        status = loop.create_task(self._tell_systemd(), name="status")
+        log.info("ready: %d engines, socket %s", len(list(self.supervisor)), self.paths.socket)
+        sdnotify.ready(self._summary())
+        try:
+            await self._ending.wait()
+            await self._bring_down()
+        finally:
+            status.cancel()
+            await asyncio.gather(status, return_exceptions=True)
+            await api.stop()
+            await self._close()
+        log.info("all engines are down")
+
+    async def _come_up(self) -> Config:
+        log_settings, config, problem = self._read_configuration()
+        processes = Processes(
+            self.paths.engines,
+            self.paths.log,
+            self.effects,
+            log_max_bytes=log_settings.daemon.log_max_bytes,
+            log_keep=log_settings.daemon.log_keep,
+        )
+        # The zygote, and all engines through it, keep the limits that the daemon was started with.
+        await processes.open()
+        self.effects.processes = self.keeper.processes = processes
+        _raise_open_files()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, processes.reap)
+        found = await processes.adopt()
+        if problem is not None and not any(item.process for item in found):
+            await processes.close()
+            raise problem
+        self.effects.said_ready.update({item.name: item.generation for item in found if item.ready})
+        self._note_troubles(problem)
+        specs = self.reloader.specs(config) if config else None
+        restored = restore(self.store.engines(), found, specs, self.by_name, self.boot_id)
+        for engine, _ in restored:
+            self.supervisor.add(engine)
+        for engine, event in restored:
+            if isinstance(event, ev.StartRequested):
+                self.control.start_with_dependencies(engine, by_user=False)
+            elif event is not None:
+                self.supervisor.post(engine.id, event)
+        if config is not None:
+            self._apply(config)
+        return log_settings
+
+    def _read_configuration(self) -> tuple[Config, Config | None, InvalidConfig | None]:
+        """The configuration, or (with the problem) the defaults to look after running engines with."""
+        try:
+            config = self._load()
+        except InvalidConfig as error:
+            return Config.empty(), None, error
+        return config, config, None
+
+    def _note_troubles(self, problem: InvalidConfig | None) -> None:
+        if problem is not None:
+            self._degraded = tuple(str(item) for item in problem.problems)
+            text = "the configuration is broken; engines that run go on as they were: " + "; ".join(
+                self._degraded
+            )
+            log.error(text)
+            self.journal.record(None, None, "config-broken", text, "error")
+        if self.store.trouble is not None:
+            log.error(self.store.trouble)
+            self.journal.record(None, None, "state-trouble", self.store.trouble, "error")
+        for broken in self.kinds.broken:
+            text = f"the plugin {broken.name} of {broken.distribution} is broken: {broken.reason}"
+            log.error(text)
+            self.journal.record(None, None, "plugin-broken", text, "error")
+
+    def _apply(self, config: Config) -> None:
+        """Take the configuration in, and start what is new and wants to be started at boot."""
+        for warning in config.warnings:
+            log.warning("%s", warning)
+        added = self.reloader.adopt(config).added
+        for name in added:
+            engine = self.supervisor.named(name)
+            if engine is not None and engine.spec.autostart:
+                self.control.start_with_dependencies(engine, by_user=False)
+
+    def end(self) -> None:
+        """Begin the shutdown; asked for a second time, stop waiting for requests in flight."""
+        if self._ending.is_set():
+            log.warning("asked again: no longer waiting for requests in flight")
+            self._hurry.set()
+            for engine in self.supervisor:
+                self.supervisor.post(engine.id, ev.StopRequested(drain=0, why="the daemon ends", hold=True))
+            return
+        log.info("stopping all engines")
+        self._ending.set()
+
+    async def _bring_down(self) -> None:
+        sdnotify.stopping("stopping engines")
+        await self.reloader.close()
+        stop = ev.StopRequested(why="the daemon ends", hold=True)
+        for engine in self.supervisor:
+            self.supervisor.post(engine.id, stop)
+        while not await self.supervisor.until(self._all_down, STATUS_SECONDS):
+            left = [engine.name for engine in self.supervisor if not _is_down(engine)]
+            sdnotify.stopping(f"waiting for {', '.join(left)}")
+            sdnotify.extend_timeout(
+                max(e.spec.stop.drain + e.spec.stop.timeout for e in self.supervisor) + 10
+            )
+
+    def _all_down(self) -> bool:
+        return all(_is_down(engine) for engine in self.supervisor)
+
+    async def _close(self) -> None:
+        await self.effects.close()
+        if self.effects.processes is not None:
+            await self.effects.processes.close()
+        self.keeper.processes = None
+        self.store.flush()
+        self.store.close()
+
+    # --- Signals and systemd --------------------------------------------------------------------
+
+    def _reload_by_signal(self) -> None:
+        self._reloading = asyncio.get_running_loop().create_task(self._reload(), name="reload")
+
+    async def _reload(self) -> None:
+        sdnotify.reloading()
+        try:
+            await self.control.reload()
+            status = self._summary()
+        except SagectlError as error:
+            log.error("reload: %s", error)
+            self.journal.record(None, None, "reload-refused", str(error), "error")
+            status = f"the configuration is broken and was not applied; {self._summary()}"
+        sdnotify.ready(status)
+
+    async def _tell_systemd(self) -> None:
+        """Feed the watchdog from the event loop, whose health it stands for, and keep the status current."""
+        interval = sdnotify.watchdog_interval()
+        told = ""
+        while True:
+            await asyncio.sleep(STATUS_SECONDS if interval is None else min(STATUS_SECONDS, interval / 2))
+            fields = {"WATCHDOG": "1"} if interval is not None else {}
+            if (text := self._summary()) != told:
+                fields["STATUS"] = told = text
+            if fields:
+                sdnotify.notify(fields)
+
+    def _summary(self) -> str:
+        states = [engine.state for engine in self.supervisor]
+        counts = [f"{states.count(state)} {state}" for state in State if states.count(state)]
+        return f"{len(states)} engines: {', '.join(counts)}" if counts else "no engines"
+
+    # --- Telling --------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """The daemon's part of `status`."""
+        config = self.reloader.config
+        return {
+            "version": sagectl.__version__,
+            "pid": os.getpid(),
+            "started_at": self._started_wall,
+            "uptime_seconds": time.monotonic() - self._started,
+            "socket": str(self.paths.socket),
+            "config_file": str(self.paths.config_file),
+            "config_files": list(config.files) if config else [],
+            "config_errors": list(self._degraded),
+            "warnings": [str(warning) for warning in config.warnings] if config else [],
+            "broken_plugins": [
+                {"name": b.name, "distribution": b.distribution, "reason": b.reason}
+                for b in self.kinds.broken
+            ],
+            "trouble": self.store.trouble,
+            "stopping": self._ending.is_set(),
+        }
+
+
+def _is_down(engine: Engine) -> bool:
+    return engine.state in (State.INACTIVE, State.FAILED)
+
+
+def _raise_open_files() -> None:
+    """Two hundred engines with their probes and clients need more than the usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
