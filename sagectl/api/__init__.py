@@ -1,0 +1,1 @@
+"""The control API: HTTP over a Unix socket, translated into calls of `sagectl.daemon.control`."""

@@ -1,0 +1,262 @@
+"""The connections of the API, and the watch over them: however many there are and whatever they do,
+the daemon keeps a bounded number of them and a bounded amount of memory for each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from aiohttp import web
+
+from sagectl.api import problems
+from sagectl.api.limits import Limits
+from sagectl.api.problems import Rejected
+from sagectl.api.reply import encode
+from sagectl.api.rights import Peer, peer_of
+from sagectl.errors import MalformedRequest, SagectlError
+
+log = logging.getLogger(__name__)
+
+_BATCH = 16
+"""Connections accepted per turn of the loop. Each is read before `Limits.connections` more arrive, so
+a flood of silent ones does not drive out one that asks something."""
+_BACKLOG = 1024
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's protocol for one connection, with the times that `Door` watches."""
+
+    __slots__ = ("_door", "_peer", "busy", "first_byte", "half_closed", "line", "quiet_since", "unread")
+
+    def __init__(self, door: Door, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]
+            tcp_keepalive=False,
+            auto_decompress=False,
+            lingering_time=door.limits.farewell,
+            keepalive_timeout=door.limits.idle,
+        )
+        self._door = door
+        self._peer: Peer | None = None
+        self.line: asyncio.Transport | None = None
+        self.busy = False
+        self.half_closed = False
+        self.quiet_since = loop.time()
+        self.first_byte: float | None = None
+        self.unread = (0, loop.time())
+
+    @property
+    def peer(self) -> Peer:
+        """Who connected."""
+        if self._peer is None:
+            assert self.line is not None
+            self._peer = peer_of(self.line.get_extra_info("socket"))
+        return self._peer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or turn it away."""
+        assert isinstance(transport, asyncio.Transport)
+        self.line = transport
+        if self._door.admit(self):
+            super().connection_made(transport)
+        else:
+            transport.write(_TURNED_AWAY)
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Note when a request begins to arrive."""
+        if self.first_byte is None and not self.busy:
+            self.first_byte = self._loop.time()
+        if self.transport is not None:
+            super().data_received(data)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer a client that only closed its sending side (`socat`, `nc -N`)."""
+        if self.line is None or not (self.busy or self.first_byte is not None) or hung_up(self.line):
+            return None
+        self.half_closed = True
+        return True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._door.forget(self)
+        super().connection_lost(exc)
+
+    def begin(self) -> None:
+        """A request is complete, and handled from now on."""
+        self.busy = True
+        self.first_byte = None
+
+    def end(self) -> None:
+        """Its handler is done."""
+        self.busy = False
+        self.quiet_since = self._loop.time()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A problem for what is no HTTP, and for what went wrong in here."""
+        error: SagectlError
+        if status == HTTPStatus.BAD_REQUEST:
+            first_line = (message or str(exc) or "").strip().partition("\n")[0].rstrip(":")
+            error = MalformedRequest(
+                "This is no valid HTTP/1.1 request" + f" ({first_line})" * bool(first_line)
+            )
+        else:
+            log.error("API: %s %s failed", request.method, request.path, exc_info=exc)
+            error = Rejected(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                "The daemon failed to answer, by a fault of its own; it runs on",
+                remedy="Its log has the traceback: report it",
+            )
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of the answer was sent already")
+        answer = problems.response(error)
+        answer.force_close()
+        return answer
+
+
+def hung_up(transport: asyncio.Transport) -> bool:
+    """Has the peer closed both directions?"""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _raw(error: SagectlError) -> bytes:
+    answer = encode(problems.document(error))
+    status = problems.status_of(error)
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {problems.CONTENT_TYPE}\r\n"
+        f"Content-Length: {len(answer)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + answer
+
+
+_TURNED_AWAY = _raw(
+    Rejected(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Too many connections are in use",
+        remedy="Close some that follow logs or events, or try again",
+    )
+)
+_TOO_SLOW = _raw(
+    Rejected(
+        HTTPStatus.REQUEST_TIMEOUT,
+        "The request's head did not arrive in time",
+        remedy="Send it at once",
+    )
+)
+
+
+class Door:
+    """Accepts connections on a listening socket, and closes those that take too much."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        self.limits = limits
+        self.connections: dict[Connection, None] = {}
+        self._handler = handler
+        self._server: web.Server | None = None
+        self._listening: asyncio.AbstractServer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def open(self, listening: socket.socket) -> None:
+        """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        server = web.Server(self._handler, handler_cancellation=True)
+        self._server = server
+        self._listening = await loop.create_unix_server(
+            lambda: Connection(self, server, loop), sock=listening, backlog=_BATCH
+        )
+        listening.listen(_BACKLOG)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket; connections live on."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+
+    async def close(self) -> None:
+        """End every connection, after at most `Limits.farewell` seconds for answers under way."""
+        self.stop_accepting()
+        for connection in list(self.connections):
+            if not connection.busy:
+                self._drop(connection)
+        if self._server is not None:
+            await self._server.shutdown(self.limits.farewell)
+            self._server = None
+        for connection in list(self.connections):
+            if connection.line is not None:
+                connection.line.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def admit(self, connection: Connection) -> bool:
+        """Count this connection in, at the cost of the one that is idle longest where there are too many."""
+        if len(self.connections) >= self.limits.connections:
+            idle = [c for c in self.connections if not c.busy]
+            if not idle:
+                return False
+            self._drop(min(idle, key=lambda c: c.quiet_since))
+        self.connections[connection] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.limits.sweep, self._sweep)
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """This connection is gone."""
+        self.connections.pop(connection, None)
+
+    def _drop(self, connection: Connection, last_words: bytes = b"") -> None:
+        """Close at once. A close that waits for a reader would wait for ever."""
+        self.forget(connection)
+        line = connection.line
+        if line is None:
+            return
+        if line.get_write_buffer_size() > 0:
+            line.abort()
+        elif not line.is_closing():
+            line.write(last_words)
+            line.close()
+            if line.get_write_buffer_size() > 0:
+                line.abort()
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.connections):
+            self._look_at(connection, now)
+        self._timer = None
+        if self.connections:
+            self._timer = asyncio.get_running_loop().call_later(self.limits.sweep, self._sweep)
+
+    def _look_at(self, connection: Connection, now: float) -> None:
+        line = connection.line
+        assert line is not None
+        waiting = line.get_write_buffer_size()
+        before, since = connection.unread
+        if waiting == 0 or waiting < before:
+            since = now
+        connection.unread = (waiting, since)
+        stalled = now - since > self.limits.stalled
+        if stalled or (connection.half_closed and hung_up(line)):
+            line.abort()
+        elif connection.busy or waiting:
+            return
+        elif connection.first_byte is not None:
+            if now - connection.first_byte > self.limits.header:
+                self._drop(connection, _TOO_SLOW)
+        elif connection.half_closed or now - connection.quiet_since > self.limits.idle:
+            self._drop(connection)

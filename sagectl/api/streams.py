@@ -1,0 +1,115 @@
+"""The routes that may go on for as long as the client listens: events and logs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from sagectl.api import views
+from sagectl.api.engines import one
+from sagectl.api.reply import encode, reply
+from sagectl.api.routes import Call, shorten
+from sagectl.errors import MalformedRequest
+from sagectl.system.journal import Journal, Lost, Subscription
+
+_EVENTS = 100
+"""Events shown where the request does not say how many."""
+_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+async def events(call: Call) -> web.StreamResponse:
+    """GET events: a list, or with `follow` server-sent events."""
+    journal = call.service.control.journal
+    engine = _journal_name(call)
+    if not call.query.get("follow", False):
+        entries = journal.tail(call.query.get("tail", _EVENTS), engine)
+        return reply({"events": [views.event_json(entry) for entry in entries]})
+    after = _last_event_id(call.request)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_STREAM_HEADERS})
+    if call.head:
+        return response
+    with call.service.long_request():
+        await response.prepare(call.request)
+        await _send_events(call, response, journal, engine, after)
+    return response
+
+
+def _journal_name(call: Call) -> str | None:
+    """The journal knows engines by name; the request may say an id. Past engines have events, too."""
+    asked: str | None = call.query.get("engine")
+    known = (e.name for e in call.service.control.engines() if asked is not None and asked in (e.id, e.name))
+    return next(known, asked)
+
+
+def _last_event_id(request: web.BaseRequest) -> int | None:
+    text = request.headers.get("Last-Event-ID", "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise MalformedRequest(
+            f'The header Last-Event-ID cannot be "{shorten(text)}"', remedy="Give the `id` of an event"
+        )
+    return int(text)
+
+
+async def _send_events(
+    call: Call, response: web.StreamResponse, journal: Journal, engine: str | None, after: int | None
+) -> None:
+    past = [] if after is not None else journal.tail(call.query.get("tail", 0), engine)
+    # An id without an event: whoever loses this stream before the first event knows where to go on.
+    position = journal.last_id if after is None else after
+    blocks = [b"retry: 1000\nid: %d\n\n" % position, *(_block(views.event_json(entry)) for entry in past)]
+    if past:
+        blocks.append(b"id: %d\n\n" % position)
+    with journal.subscribe(position, engine) as subscription:
+        await response.write(b"".join(blocks))
+        async with aclosing(_with_heartbeat(subscription, call.service.limits.heartbeat)) as feed:
+            async for block in feed:
+                await response.write(block)
+
+
+async def _with_heartbeat(subscription: Subscription, interval: float) -> AsyncGenerator[bytes, None]:
+    upcoming = asyncio.ensure_future(anext(subscription))
+    try:
+        while True:
+            await asyncio.wait({upcoming}, timeout=interval)
+            if not upcoming.done():
+                yield b": still here\n\n"
+                continue
+            try:
+                entry = upcoming.result()
+            except StopAsyncIteration:
+                return
+            yield _block(views.lost_json(entry.count) if isinstance(entry, Lost) else views.event_json(entry))
+            upcoming = asyncio.ensure_future(anext(subscription))
+    finally:
+        upcoming.cancel()
+        with suppress(asyncio.CancelledError, StopAsyncIteration):
+            await upcoming
+
+
+def _block(event: dict[str, object]) -> bytes:
+    number = b"id: %d\n" % event["id"] if isinstance(event["id"], int) else b""
+    return number + f"event: {event['kind']}\ndata: ".encode() + encode(event) + b"\n"
+
+
+async def logs(call: Call) -> web.StreamResponse:
+    """GET engines/{id}/logs: bytes as the engine wrote them, across rotations."""
+    from sagectl.system import logfiles
+
+    path = Path(call.service.control.log_path(one(call)))
+    tail, follow = call.query.get("tail"), call.query.get("follow", False)
+    response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8", **_STREAM_HEADERS})
+    if call.head:
+        return response
+    with call.service.long_request():
+        await response.prepare(call.request)
+        pieces = logfiles.follow(path, tail) if follow else logfiles.read(path, tail)
+        async with aclosing(pieces) as feed:
+            async for piece in feed:
+                await response.write(piece)
+    return response

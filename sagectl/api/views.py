@@ -1,0 +1,137 @@
+"""Values of the core as the API's JSON."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sagectl.core.engine import Engine, State, Sub
+from sagectl.core.reload import ReloadPlan
+from sagectl.plugin import ExitStatus, Mode
+
+if TYPE_CHECKING:
+    from sagectl.system.journal import Entry
+
+
+def timestamp(unix: float) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def engine_json(
+    engine: Engine, *, log_path: str, progress: dict[str, Any] | None, now: float | None = None
+) -> dict[str, Any]:
+    """An engine as users read it.
+
+    Args:
+        now: CLOCK_MONOTONIC, as in the engine's own times.
+    """
+    spec, process = engine.spec, engine.process
+    elapsed = (time.monotonic() if now is None else now) - process.started if process else None
+    return {
+        "engine_id": engine.id,
+        "name": spec.name,
+        "engine_kind": spec.kind,
+        "model_id": spec.model,
+        "state": engine.state.value,
+        "substate": engine.substate,
+        "reason": engine.reason,
+        "desired": engine.desired.value,
+        "pid": process.pid if process else None,
+        "port": engine.port,
+        "address": _address(spec.host, engine.port),
+        "gpu_ids": None if spec.gpu_ids is None else list(spec.gpu_ids),
+        "memory_per_gpu_gb": None,
+        "measured_memory_gb": None,
+        "uptime_seconds": None if elapsed is None else round(max(0.0, elapsed), 3),
+        "restart_count": engine.restart_count,
+        "consecutive_failures": engine.consecutive_failures,
+        "last_exit_code": _exit_code(engine.last_exit),
+        "healthy": healthy(engine),
+        "progress": progress,
+        "priority": spec.priority.value,
+        "labels": dict(spec.labels),
+        "mode": spec.mode.value,
+        "group": spec.group,
+        "transient": engine.transient,
+        "autostart": spec.autostart,
+        "needs_restart": engine.needs_restart,
+        "since": timestamp(engine.since_wall) if engine.since_wall else None,
+        "started_at": timestamp(process.started_wall) if process else None,
+        "last_exit": asdict(engine.last_exit) if engine.last_exit else None,
+        "diagnosis": _diagnosis(engine),
+        "waiting_for": list(engine.waiting_for),
+        "serves": list(engine.plan.served_models) if engine.plan else [],
+        "log_path": log_path,
+    }
+
+
+def _address(host: str, port: int | None) -> str | None:
+    if port is None:
+        return None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _exit_code(status: ExitStatus | None) -> int | None:
+    """As subprocess tells it: minus the number for a signal."""
+    if status is None:
+        return None
+    return -status.signal if status.signal is not None else status.code
+
+
+def _diagnosis(engine: Engine) -> dict[str, str] | None:
+    if engine.diagnosis is None:
+        return None
+    return {"summary": engine.diagnosis.summary, "remedy": engine.diagnosis.remedy}
+
+
+def healthy(engine: Engine) -> bool | None:
+    """None while there is nothing to judge: it is down by intent, or on its way."""
+    if engine.state is State.ACTIVE:
+        return engine.sub is not Sub.UNREADY
+    if engine.state is State.FAILED or engine.sub is Sub.BACKOFF:
+        return False
+    return None
+
+
+def has_progress(engine: Engine) -> bool:
+    """Is it a job, and has it run?"""
+    return engine.spec.mode is Mode.RUN and engine.plan is not None
+
+
+def event_json(entry: Entry) -> dict[str, Any]:
+    """An event of the journal."""
+    return {
+        "id": entry.id,
+        "at": timestamp(entry.at),
+        "engine": entry.engine,
+        "engine_id": entry.engine_id,
+        "kind": entry.kind,
+        "level": entry.level,
+        "text": entry.text,
+        "state": entry.state,
+        "substate": entry.substate,
+    }
+
+
+def lost_json(count: int) -> dict[str, Any]:
+    """What stands in a stream for events that are gone. `count` 0: nobody knows how many."""
+    many = f"Up to {count} events" if count else "Some events"
+    return {
+        "id": None,
+        "at": timestamp(time.time()),
+        "engine": None,
+        "engine_id": None,
+        "kind": "lost",
+        "level": "warning",
+        "text": f"{many} before this point are no longer kept",
+        "state": None,
+        "substate": None,
+    }
+
+
+def reload_json(plan: ReloadPlan) -> dict[str, Any]:
+    """What a reload changes."""
+    return asdict(plan)
