@@ -19,12 +19,13 @@ class CommandResult:
 
     code: its exit code, `-n` for signal n, None where it could not be run or was killed for its time.
     output: the last bytes of stdout and stderr together, decoded.
-    error: why it could not be run, None where it could.
+    error: why it could not be run, None where it could; `errno` is the system's number for it.
     """
 
     code: int | None
     output: str = ""
     error: str | None = None
+    errno: int | None = None
     timed_out: bool = False
 
 
@@ -48,10 +49,11 @@ async def run_command(
         keep: how many bytes of the output's end to return.
     """
     try:
-        process = _spawn(argv, env, cwd, user)
+        running = _Running(_spawn(argv, env, cwd, user), keep)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return CommandResult(None, error=_why(argv, cwd, error))
-    return await _Running(process, keep).result(timeout)
+        number = error.errno if isinstance(error, OSError) else None
+        return CommandResult(None, error=_why(argv, cwd, error), errno=number)
+    return await running.result(timeout)
 
 
 def _spawn(
@@ -86,9 +88,15 @@ class _Running:
         self._keep = keep
         self._output = bytearray()
         self._loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(process.pid)
         assert process.stdout is not None
         self._pipe = process.stdout.fileno()
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.stdout.close()
+            process.kill()
+            process.wait()
+            raise
         os.set_blocking(self._pipe, False)
 
     async def result(self, timeout: float) -> CommandResult:
