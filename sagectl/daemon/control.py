@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from sagectl.config import persist
-from sagectl.config.load import Origin, engine_from_body
+from sagectl.config.load import engine_from_body
 from sagectl.config.paths import Paths
+from sagectl.config.sections import Origin
 from sagectl.core import dependencies
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, State, Sub
@@ -227,7 +228,8 @@ class Control:
 
     def definition(self, engine: Engine) -> dict[str, Any]:
         """The resolved definition, `{key: {"value": …, "origin": …}}`, secrets left out (`cat`)."""
-        origins = self._reloader.config.origins.get(engine.name, {})
+        config = self._reloader.config
+        origins = config.origins.get(engine.name, {}) if config else {}
         overridden = engine.name in self._store.overrides()
         values = persist.public_spec(engine.spec)
         return {

@@ -24,14 +24,14 @@ from sagectl.daemon.requests import request_of
 from sagectl.plugin import Diagnosis, EngineKind, ExitStatus, FailureReport
 from sagectl.system import connections, logfiles
 from sagectl.system.journal import Journal
-from sagectl.system.probes import Prober, ProbeOutcome, Target
+from sagectl.system.probes import ProbeOutcome, Prober, Target
 from sagectl.system.processes import LaunchOrder, Processes
 
 LOG_LINES = 200
 """How many of an engine's last lines its kind is shown to explain a failure."""
 LOG_BYTES = 64 << 10
 DRAIN_POLL = 0.1
-"""Seconds between two looks at the requests in flight: the kernel has no event for it."""
+"""Seconds between two looks at the requests in flight."""
 
 
 class Writer(Protocol):
@@ -178,7 +178,7 @@ class Effects:
 
     async def _drain(self, engine: Engine) -> None:
         assert engine.port is not None
-        while await asyncio.to_thread(connections.in_flight, engine.port):
+        while await asyncio.to_thread(connections.in_flight, engine.port):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(DRAIN_POLL)
         self._supervisor.post(engine.id, ev.Drained(engine.generation))
 
@@ -232,10 +232,10 @@ class Effects:
         handle = self._timers.pop((engine_id, timer), None)
         if handle is not None:
             handle.cancel()
-        if tasks and timer is Timer.DRAIN and (draining := self._tasks.pop((engine_id, "drain"), None)):
-            # Not from within itself: `Drained` comes from this very task.
-            if draining is not asyncio.current_task():
-                draining.cancel()
+        draining = self._tasks.pop((engine_id, "drain"), None) if tasks and timer is Timer.DRAIN else None
+        # Not from within itself: `Drained` comes from this very task.
+        if draining is not None and draining is not asyncio.current_task():
+            draining.cancel()
 
     def _forget(self, engine: Engine) -> None:
         self.prober.stop(engine.id)
@@ -337,9 +337,9 @@ class Effects:
             models=self._world.paths.models,
             state_dir=self._world.paths.engine_state / engine.name,
         )
-        phase = "running" if engine.went_ready else "starting"
+        report = FailureReport("running" if engine.went_ready else "starting", status, tuple(lines))
         try:
-            return kind.explain(request, FailureReport(phase, status, tuple(lines)))
+            return kind.explain(request, report)
         except Exception as error:  # a plugin's fault costs the explanation, not the restart
             text = f"the kind {engine.spec.kind!r} failed to explain: {type(error).__name__}: {error}"
             self._note(engine.name, "plugin-error", text, "error")

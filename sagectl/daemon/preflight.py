@@ -100,11 +100,11 @@ class Preflight:
         if length <= LONGEST_SOCKET_PATH:
             return None
         return Refusal(
-            f"the path of its sockets has {length} bytes, and the kernel takes {LONGEST_SOCKET_PATH}: {longest}",
+            f"the path of its socket has {length} bytes, the kernel takes {LONGEST_SOCKET_PATH}: {longest}",
             "use a shorter SAGECTL_HOME or engine name",
         )
 
-    def _choose_port(self, engine: Engine) -> int | None | Refusal:
+    def _choose_port(self, engine: Engine) -> int | Refusal | None:
         spec = engine.spec
         wanted = known_port(engine)
         if wanted is not None and engine.process is not None and wanted == engine.port:

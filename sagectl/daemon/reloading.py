@@ -149,8 +149,8 @@ class Reloader:
                 continue
             if refusal is not None:
                 self._post(change.name, ev.SpecReplaced(new[change.name], needs_restart=True))
-                text = f"{changed}, but it would not start: {refusal.reason} ({refusal.remedy}); it runs on as it was"
-                self._note(change.name, "restart-refused", text, "error")
+                text = f"{changed}, but it would not start: {refusal.reason} ({refusal.remedy})"
+                self._note(change.name, "restart-refused", f"{text}; it runs on as it was", "error")
                 continue
             running = _has_process(engine) and engine.desired is Desired.RUNNING
             self._post(change.name, ev.SpecReplaced(new[change.name], needs_restart=running))

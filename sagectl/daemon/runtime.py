@@ -96,7 +96,8 @@ class Runtime:
 
     def _load(self) -> Config:
         file, others = self.paths.config_file, self.paths.engines_d
-        return load(file, others, self.by_name, broken=self.kinds.broken_by_name(), explicit=self._explicit)
+        broken = {plugin.name: plugin.reason for plugin in self.kinds.broken}
+        return load(file, others, self.by_name, broken=broken, required=self._explicit)
 
     def _ports_of_others(self, engine_id: str) -> set[int]:
         others = [engine for engine in self.supervisor if engine.id != engine_id]
@@ -130,10 +131,10 @@ class Runtime:
     async def _come_up(self) -> Config:
         log_settings, config, problem = self._read_configuration()
         processes = Processes(
-            self.paths.engines,
+            self.paths.runtime,
             self.paths.log,
             self.effects,
-            log_max_bytes=log_settings.daemon.log_max_bytes,
+            log_max_bytes=log_settings.daemon.log_max_size,
             log_keep=log_settings.daemon.log_keep,
         )
         # The zygote, and all engines through it, keep the limits that the daemon was started with.
@@ -165,7 +166,7 @@ class Runtime:
         try:
             config = self._load()
         except InvalidConfig as error:
-            return Config.empty(), None, error
+            return Config(), None, error
         return config, config, None
 
     def _note_troubles(self, problem: InvalidConfig | None) -> None:
@@ -188,6 +189,9 @@ class Runtime:
         """Take the configuration in, and start what is new and wants to be started at boot."""
         for warning in config.warnings:
             log.warning("%s", warning)
+        for problem in config.left_out:
+            log.error("%s", problem)
+            self.journal.record(None, None, "left-out", str(problem), "error")
         added = self.reloader.adopt(config).added
         for name in added:
             engine = self.supervisor.named(name)
@@ -275,7 +279,9 @@ class Runtime:
             "socket": str(self.paths.socket),
             "config_file": str(self.paths.config_file),
             "config_files": list(config.files) if config else [],
-            "config_errors": list(self._degraded),
+            "config_errors": [*self._degraded, *(str(p) for p in config.left_out)]
+            if config
+            else list(self._degraded),
             "warnings": [str(warning) for warning in config.warnings] if config else [],
             "broken_plugins": [
                 {"name": b.name, "distribution": b.distribution, "reason": b.reason}
