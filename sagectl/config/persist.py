@@ -1,0 +1,271 @@
+"""An engine as JSON: how it is stored between daemons, and how it is shown.
+
+Values of environment variables that look like secrets are in neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from sagectl.config.names import is_secret
+from sagectl.config.options import options_for, options_of
+from sagectl.core.engine import (
+    Desired,
+    Engine,
+    EngineSpec,
+    Outcome,
+    Priority,
+    ProbePolicy,
+    Process,
+    RestartPolicy,
+    RestartWhen,
+    State,
+    StopPolicy,
+    Sub,
+)
+from sagectl.core.reload import LEFT_OUT
+from sagectl.plugin import (
+    Diagnosis,
+    EngineKind,
+    ExecProbe,
+    ExitStatus,
+    HttpProbe,
+    LaunchPlan,
+    Mode,
+    NotifyProbe,
+    Probe,
+    Probes,
+    TcpProbe,
+)
+
+VERSION = 1
+MASK = "***"
+
+_PROBES: dict[str, type[Probe]] = {
+    "http": HttpProbe,
+    "tcp": TcpProbe,
+    "exec": ExecProbe,
+    "notify": NotifyProbe,
+}
+_PROBE_NAMES = {cls: name for name, cls in _PROBES.items()}
+_SIMPLE = tuple(
+    field.name
+    for field in fields(Engine)
+    if field.name not in ("spec", "plan", "process", "outcome", "diagnosis", "last_exit")
+)
+_T = TypeVar("_T")
+
+
+class _Cache:
+    """JSON of the parts that hardly ever change, by identity: they are frozen, but not hashable."""
+
+    def __init__(self, encode: Callable[[Any], str]) -> None:
+        self.encode = encode
+        self.known: dict[int, tuple[Any, str]] = {}
+
+    def __call__(self, value: Any) -> str:
+        found = self.known.get(id(value))
+        # The value is kept as well, so that its id cannot be another's meanwhile.
+        if found is not None and found[0] is value:
+            return found[1]
+        if len(self.known) >= 1024:
+            self.known.clear()
+        text = self.encode(value)
+        self.known[id(value)] = (value, text)
+        return text
+
+
+def dump_engine(engine: Engine) -> str:
+    """The engine as JSON, for `load_engine`."""
+    changing = {name: getattr(engine, name) for name in _SIMPLE}
+    for name in ("process", "outcome", "diagnosis", "last_exit"):
+        changing[name] = _plain(getattr(engine, name))
+    plan = "null" if engine.plan is None else _plan_json(engine.plan)
+    return f'{{"v":{VERSION},"spec":{_spec_json(engine.spec)},"plan":{plan},{json.dumps(changing)[1:]}'
+
+
+def _plain(value: Any) -> Any:
+    return None if value is None else {name: getattr(value, name) for name in value.__slots__}
+
+
+def spec_to_json(spec: EngineSpec) -> dict[str, Any]:
+    """A declaration as JSON values, for `spec_from_json`."""
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    for name in ("restart", "probe", "stop"):
+        values[name] = _plain(values[name])
+    values["options"] = _options(spec)
+    values["env"] = {key: LEFT_OUT if is_secret(key) else text for key, text in spec.env.items()}
+    values["labels"], values["declared"] = dict(spec.labels), dict(spec.declared)
+    values["probe_choice"] = _probe_to_json(spec.probe_choice)
+    return values
+
+
+def _options(spec: EngineSpec) -> Any:
+    """The options as JSON values; those whose kind is gone are such values already."""
+    if spec.options is None or isinstance(spec.options, Mapping):
+        return spec.options
+    return options_for(spec.options.__class__).dump(spec.options)
+
+
+def _probe_to_json(probe: Probe | None) -> dict[str, Any] | None:
+    return None if probe is None else {"type": _PROBE_NAMES[type(probe)], **_plain(probe)}
+
+
+def _plan_to_json(plan: LaunchPlan) -> dict[str, Any]:
+    values = _plain(plan)
+    values["env"] = {key: LEFT_OUT if is_secret(key) else text for key, text in plan.env.items()}
+    values["probes"] = {
+        "startup": [_probe_to_json(probe) for probe in plan.probes.startup],
+        "readiness": _probe_to_json(plan.probes.readiness),
+        "liveness": _probe_to_json(plan.probes.liveness),
+    }
+    return dict(values)
+
+
+_spec_json = _Cache(lambda spec: json.dumps(spec_to_json(spec)))
+_plan_json = _Cache(lambda plan: json.dumps(_plan_to_json(plan)))
+
+
+def load_engine(text: str, kinds: Mapping[str, EngineKind[Any]]) -> Engine:
+    """The engine that `dump_engine` wrote, secrets replaced by `reload.LEFT_OUT`.
+
+    Where its kind is not installed any more, or refuses the options, `spec.options` is a plain
+    mapping: the process that runs can still be looked after.
+
+    Raises:
+        ValueError: this is no such text, or of another version.
+    """
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("v", None) != VERSION:
+            raise ValueError("not an engine of this version")
+        return _engine(values, kinds)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"not an engine: {type(error).__name__}: {error}") from error
+
+
+def _engine(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> Engine:
+    values["spec"] = spec_from_json(values["spec"], kinds)
+    values["plan"] = None if values["plan"] is None else _plan_from_json(values["plan"])
+    values["process"] = _made(Process, values["process"])
+    values["diagnosis"] = _made(Diagnosis, values["diagnosis"])
+    values["last_exit"] = _made(ExitStatus, values["last_exit"])
+    outcome = values["outcome"]
+    values["outcome"] = None if outcome is None else Outcome(Sub(outcome["sub"]), outcome["text"])
+    values["desired"] = Desired(values["desired"])
+    values["state"], values["sub"] = State(values["state"]), Sub(values["sub"])
+    values["starts"] = tuple(values["starts"])
+    values["waiting_for"] = tuple(values["waiting_for"])
+    return _checked(Engine, values)
+
+
+def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> EngineSpec:
+    """The reverse of `spec_to_json`. Raises ValueError, TypeError or KeyError on anything odd."""
+    values = dict(values)
+    values["mode"], values["priority"] = Mode(values["mode"]), Priority(values["priority"])
+    values["depends_on"] = tuple(values["depends_on"])
+    values["gpu_ids"] = None if values["gpu_ids"] is None else tuple(values["gpu_ids"])
+    values["probe_choice"] = _probe_from_json(values["probe_choice"])
+    restart = dict(values["restart"])
+    values["restart"] = RestartPolicy(**{**restart, "policy": RestartWhen(restart["policy"])})
+    values["probe"], values["stop"] = ProbePolicy(**values["probe"]), StopPolicy(**values["stop"])
+    kind = kinds.get(values["kind"])
+    if kind is not None and values["options"] is not None:
+        options = options_of(kind)
+        known = {key: value for key, value in values["options"].items() if key in options.fields}
+        made, wrong = options.validate(known)
+        values["options"] = values["options"] if wrong else made
+    return _checked(EngineSpec, values)
+
+
+def _checked(cls: type[_T], values: dict[str, Any]) -> _T:
+    """Make a dataclass whose plain fields have the types of their defaults."""
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.default is MISSING or field.default is None or field.name not in values:
+            continue
+        value, wanted = values[field.name], type(field.default)
+        if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
+            raise TypeError(f"{field.name} is a {type(value).__name__}")
+    return cls(**values)
+
+
+def _made(cls: type[_T], values: Any) -> _T | None:
+    return None if values is None else cls(**values)
+
+
+def _probe_from_json(values: dict[str, Any] | None) -> Probe | None:
+    if values is None:
+        return None
+    cls: Any = _PROBES[values["type"]]
+    plain = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key != "type"
+    }
+    made: Probe = cls(**plain)
+    return made
+
+
+def _plan_from_json(values: dict[str, Any]) -> LaunchPlan:
+    probes = values["probes"]
+    made = {
+        **values,
+        "probes": Probes(
+            startup=tuple(probe for one in probes["startup"] if (probe := _probe_from_json(one)) is not None),
+            readiness=_probe_from_json(probes["readiness"]),
+            liveness=_probe_from_json(probes["liveness"]),
+        ),
+    }
+    for key in ("argv", "served_models", "notes"):
+        made[key] = tuple(values[key])
+    return LaunchPlan(**made)
+
+
+def public_spec(spec: EngineSpec) -> dict[str, Any]:
+    """The declaration with the TOML's own keys and tables, as JSON values, secrets masked."""
+    options = _options(spec)
+    probe = _plain(spec.probe)
+    match spec.probe_choice:
+        case HttpProbe(path):
+            probe["http"] = path
+        case ExecProbe(argv):
+            probe["exec"] = list(argv)
+        case TcpProbe():
+            probe["tcp"] = True
+        case NotifyProbe():
+            probe["notify"] = True
+    return {
+        "kind": spec.kind,
+        "model": spec.model,
+        **({"group": spec.group} if spec.group else {}),
+        "autostart": spec.autostart,
+        "host": spec.host,
+        "port": spec.port,
+        **({} if spec.gpu_ids is None else {"gpu_ids": list(spec.gpu_ids)}),
+        "priority": spec.priority.value,
+        "depends_on": list(spec.depends_on),
+        "python": spec.python,
+        "user": spec.user,
+        "env": {key: MASK if is_secret(key) or text == LEFT_OUT else text for key, text in spec.env.items()},
+        "env_file": spec.env_file,
+        "labels": dict(spec.labels),
+        "restart": {**_plain(spec.restart), "policy": spec.restart.policy.value},
+        "probe": probe,
+        "stop": _plain(spec.stop),
+        **spec.declared,
+        **(options or {}),
+    }
+
+
+def flat_spec(spec: EngineSpec) -> dict[str, Any]:
+    """`public_spec` with dotted keys (`restart.delay`), as `Config.origins` has them."""
+    flat: dict[str, Any] = {}
+    for key, value in public_spec(spec).items():
+        if key in ("restart", "probe", "stop", "env", "labels"):
+            flat.update((f"{key}.{inner}", one) for inner, one in value.items())
+        else:
+            flat[key] = value
+    return flat
