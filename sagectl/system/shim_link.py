@@ -1,0 +1,188 @@
+"""The daemon's ends of its connections to shims and to the zygote that forks them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sagectl
+from sagectl.shim.channel import packed
+
+PACKAGE_PARENT = str(Path(sagectl.__file__).resolve().parent.parent)
+# A main script is never cached as bytecode, a module is; and -I -S keeps everything else out.
+BOOTSTRAP = """import sys
+sys.path.append(sys.argv[1])
+from sagectl.shim.zygote import main
+main(int(sys.argv[2]))"""
+
+
+class Link:
+    """A connection to one shim. Sending never waits: what the socket does not take is kept.
+
+    on_message: called with each message, on the loop.
+    on_close: called once when the shim hung up; not after `close`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: Callable[[dict[str, Any]], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._on_message, self._on_close = on_message, on_close
+        self._incoming, self._outgoing = bytearray(), bytearray()
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._readable)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send now, or as soon as the shim reads."""
+        if self._sock.fileno() < 0:
+            return
+        waiting = bool(self._outgoing)
+        self._outgoing += packed(dict(message))
+        if not waiting:
+            self._writable()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+
+    def _writable(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._sock.send(self._outgoing)]
+        except BlockingIOError:
+            self._loop.add_writer(self._sock, self._writable)
+            return
+        except OSError:
+            self._outgoing.clear()  # the reader sees the end
+        self._loop.remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(262144)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._incoming += data
+        while len(self._incoming) >= 4 and self._sock.fileno() >= 0:
+            size = int.from_bytes(self._incoming[:4], "big") + 4
+            if len(self._incoming) < size:
+                break
+            message = json.loads(self._incoming[4:size])
+            del self._incoming[:size]
+            self._on_message(message)
+        if not data and self._sock.fileno() >= 0:
+            self.close()
+            self._on_close()
+
+
+def connect(directory: Path) -> socket.socket:
+    """A connection to the living shim of this directory. Raises OSError where there is none."""
+    folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        sock.connect(f"/proc/self/fd/{folder}/shim.sock")  # an address has room for 107 bytes only
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.close(folder)
+    return sock
+
+
+class Zygote:
+    """The process that forks shims. Replaced at once when it ends; what was asked meanwhile waits."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[tuple[bytes, socket.socket]] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._starts = 0
+        self.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while there is none."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it. Returns as soon as the interpreter is being loaded."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-S", "-c", BOOTSTRAP, PACKAGE_PARENT, str(theirs.fileno())]
+        env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+        with theirs:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        ours.setblocking(False)
+        self._sock = ours
+        self._loop.add_reader(ours, self._ended)
+        self._flush()
+
+    def spawn(self, order: Mapping[str, Any], sock: socket.socket) -> None:
+        """Fork a shim that talks on `sock` (which is closed here). Without success that just closes."""
+        self._queue.append((json.dumps(order).encode(), sock))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._queue and self._sock:
+            data, sock = self._queue[0]
+            try:
+                socket.send_fds(self._sock, [data], [sock.fileno()])
+            except BlockingIOError:
+                self._loop.add_writer(self._sock, self._flush)
+                return
+            except OSError:
+                return  # it is gone; the reader sees that
+            self._queue.popleft()
+            sock.close()
+        if self._sock:
+            self._loop.remove_writer(self._sock)
+
+    def _ended(self) -> None:
+        self._disconnect()
+        self._starts += 1
+        # one that dies again and again must not keep the daemon busy
+        self._loop.call_later(0 if self._starts < 3 else 1.0, self._restart)
+
+    def _restart(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self.start()
+
+    def _disconnect(self) -> None:
+        if self._sock:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+            self._sock = None
+
+    def close(self) -> None:
+        """Let it end; its shims stay."""
+        self._disconnect()
+        process, self._process = self._process, None
+        if process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2.0)
+        for _, sock in self._queue:
+            sock.close()
+        self._queue.clear()
