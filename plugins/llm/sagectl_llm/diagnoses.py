@@ -128,7 +128,8 @@ RULES: tuple[Rule, ...] = (
         "Write auto, float32, bfloat16 or float16.",
     ),
     Rule(
-        r"requires (?P<package>[\w-]+)[:.] ?(?:Please install it with )?`pip install (?:-U )?(?P<arguments>[^`]+)`",
+        r"requires (?P<package>[\w-]+)[:.] ?(?:Please install it with )?"
+        r"`pip install (?:-U )?(?P<arguments>[^`]+)`",
         "{model} with these options needs the package {package}, which {python} lacks.",
         "Install it: {python} -m pip install '{arguments}'; or choose another `model` or `quantization`.",
     ),
