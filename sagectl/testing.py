@@ -186,10 +186,7 @@ class Behaviour:
 
 @dataclass(slots=True)
 class Due:
-    """Something that will happen at `at`: a change of the world, or an event to deliver.
-
-    topic: `world` for what happens without a daemon too; the rest dies with it.
-    """
+    """A change of the world or an event to deliver. What is not of topic `world` dies with the daemon."""
 
     at: float
     happens: Callable[[], None] | Event
@@ -216,6 +213,7 @@ class FakeProcesses:
         self.exit: ExitStatus | None = None
         self.launches: list[Process] = []
         self.signals: list[int] = []
+        self.preflights = 0
         self.records: list[act.Record] = []
         self.wrongs: list[str] = []
         self.forgotten = False
@@ -224,8 +222,6 @@ class FakeProcesses:
     def alive(self) -> int:
         """How many processes live."""
         return self.children + (self.main is not None)
-
-    # --- what the reducer asks for ---
 
     def do(self, action: act.Action) -> None:
         """Carry out one action; what comes of it appears in `due`."""
@@ -279,6 +275,7 @@ class FakeProcesses:
 
     def _preflight(self, generation: int) -> Event:
         b = self.behaviour
+        self.preflights += 1
         if b.refusal is not None:
             return ev.PreflightRefused(generation, b.refusal)
         return ev.PreflightPassed(generation, b.plan, b.port)
@@ -323,8 +320,6 @@ class FakeProcesses:
             left = self.main.started + self.behaviour.ready_after - self.clock.monotonic
             self._later(max(0.0, left), ev.ProbeSucceeded(action.generation, action.role), "probe")
 
-    # --- what happens by itself ---
-
     def crash(self, status: ExitStatus | None = None) -> None:
         """The main process ends now, as `status` says (default: the behaviour's `exit`)."""
         self._end(self.generation, status or self.behaviour.exit)
@@ -354,8 +349,6 @@ class FakeProcesses:
             return ev.ProbeSucceeded(probe.generation, probe.role)
         busy = self.behaviour.busy
         return ev.ProbeFailed(probe.generation, probe.role, "no answer", timed_out=True, advancing=busy)
-
-    # --- for those who run it ---
 
     def next_due(self) -> float:
         """When the next thing happens; infinity where nothing will."""
@@ -451,6 +444,7 @@ class Life:
         self.engine, event = adopted
         self.tell(event)
 
-    def kinds_recorded(self) -> list[str]:
+    @property
+    def recorded(self) -> list[str]:
         """The kinds of what was recorded for people, in order."""
-        return [r.kind for r in self.world.records]
+        return [record.kind for record in self.world.records]

@@ -53,6 +53,7 @@ def reconcile(stored: Engine | None, found: Found | None) -> tuple[Engine, Findi
     engine = _newer(stored, found.engine if found else None)
     if engine is None:
         return None
+    engine = replace(engine, held=False)  # only for as long as the daemon that held it
     if found is not None and not found.same_boot:
         return engine, Resumed()
     if found is None or not _news(engine, found):

@@ -45,7 +45,7 @@ def step(engine: Engine, event: Event, now: Moment) -> Step:
     if getattr(event, "generation", engine.generation) != engine.generation:
         return engine, ()
     after, actions = _dispatch(engine, event, now)
-    if (after.state, after.sub) != (engine.state, engine.sub):
+    if (after.state, after.sub, after.generation) != (engine.state, engine.sub, engine.generation):
         after = replace(after, since=now.monotonic, since_wall=now.wall)
     return after, actions
 
@@ -116,7 +116,17 @@ def _start(engine: Engine, event: ev.StartRequested, now: Moment) -> Step:
     if engine.sub is Sub.BACKOFF and event.by_user:
         after, actions = moves.begin(engine)
         return after, (CancelTimer(Timer.BACKOFF), *actions)
+    if engine.state is State.DEACTIVATING and (event.again or event.by_user):
+        return _follow(engine, "started by the user", even_completed=event.again), ()
     return engine, ()
+
+
+def _follow(engine: Engine, why: str, *, even_completed: bool) -> Engine:
+    """What ends now is followed by what was asked for, not by what its own outcome would lead to."""
+    assert engine.outcome is not None
+    if engine.outcome.sub is Sub.COMPLETED and not even_completed:
+        return engine
+    return replace(engine, outcome=Outcome(Sub.STOPPED, why))
 
 
 def _stop(engine: Engine, event: ev.StopRequested) -> Step:
@@ -129,22 +139,18 @@ def _stop(engine: Engine, event: ev.StopRequested) -> Step:
             return replace(engine, state=State.INACTIVE, sub=Sub.STOPPED, reason=event.why), ()
         case State.ACTIVATING if engine.sub is not Sub.STARTING:
             after = replace(
-                engine,
-                state=State.INACTIVE,
-                sub=Sub.STOPPED,
-                reason=event.why,
-                waiting_for=(),
+                engine, state=State.INACTIVE, sub=Sub.STOPPED, reason=event.why, waiting_for=(),
                 backoff_until=None,
-            )
+            )  # fmt: skip
             return after, (CancelTimer(Timer.BACKOFF), Record("stopped", event.why), ReleaseShim())
         case State.ACTIVATING:
             return moves.terminate(replace(engine, outcome=stopped, reason=event.why))
         case State.ACTIVE:
             return moves.drain(replace(engine, outcome=stopped, reason=event.why), event.drain)
         case State.DEACTIVATING:
-            if engine.sub is Sub.DRAINING and event.drain == 0:
-                return moves.terminate(engine)
-            return engine, ()
+            engine = _follow(engine, event.why, even_completed=False)
+            hurry = engine.sub is Sub.DRAINING and event.drain == 0
+            return moves.terminate(engine) if hurry else (engine, ())
         case _:
             assert_never(engine.state)
 
@@ -167,7 +173,7 @@ def _restart(engine: Engine, event: ev.RestartRequested, now: Moment) -> Step:
         case State.ACTIVE:
             return moves.drain(replace(engine, outcome=stopped, reason=event.why), None)
         case State.DEACTIVATING:
-            return engine, ()
+            return _follow(engine, event.why, even_completed=True), ()
         case _:
             assert_never(engine.state)
 
@@ -176,13 +182,18 @@ def _reset_failed(engine: Engine) -> Step:
     engine = moves.clear_limits(engine)
     if engine.state is not State.FAILED:
         return engine, ()
-    return replace(engine, state=State.INACTIVE, sub=Sub.DEAD, reason="", diagnosis=None), ()
+    down = replace(
+        engine, desired=Desired.STOPPED, state=State.INACTIVE, sub=Sub.DEAD, reason="", diagnosis=None
+    )
+    return down, ()
 
 
 def _replace_spec(engine: Engine, event: ev.SpecReplaced) -> Step:
     before = engine.spec
-    alive = engine.process is not None or engine.launching
+    alive = engine.process is not None or engine.launching or engine.tree_alive
     engine = replace(engine, spec=event.spec, removed=False, needs_restart=event.needs_restart and alive)
+    if engine.sub in (Sub.QUEUED, Sub.PREFLIGHT) and before != event.spec:
+        return moves.begin(engine)  # what is being waited for or checked is the old declaration
     if engine.state is State.ACTIVE and before.probe != event.spec.probe:
         return engine, (StopProbes(), *moves.steady_probes(engine))
     return engine, ()
@@ -192,7 +203,7 @@ def _remove(engine: Engine, event: ev.Removed) -> Step:
     engine, actions = _stop(engine, ev.StopRequested(why=event.why))
     engine = replace(engine, removed=True)
     if engine.state is State.INACTIVE:
-        return engine, (*actions, Forget())
+        return engine, (*actions, Record("removed", event.why), Forget())
     return engine, actions
 
 
@@ -301,7 +312,7 @@ def _notified(engine: Engine, event: ev.StatusNotified, now: Moment) -> Step:
     if event.extend is not None and engine.sub is Sub.STARTING:
         until = now.monotonic + event.extend - engine.spec.probe.startup_timeout
         engine = replace(engine, last_advance=max(engine.last_advance, until))
-    if event.status is not None and engine.state in (State.ACTIVATING, State.ACTIVE):
+    if event.status is not None and engine.sub in (Sub.STARTING, Sub.READY, Sub.RUNNING):
         engine = replace(engine, reason=event.status)
     if event.extend is not None and engine.sub is Sub.STOPPING:
         return engine, (SetTimer(engine.generation, Timer.STOP, event.extend),)
@@ -320,11 +331,8 @@ def _exited(engine: Engine, event: ev.Exited, now: Moment) -> Step:
         outcome=outcome, diagnosis=event.diagnosis if outcome.failed else None,
     )  # fmt: skip
     level = "error" if outcome.failed else "info"
-    quiet: tuple[Action, ...] = (
-        StopProbes(),
-        *moves.end_timers(),
-        Record("exited", describe(event.status), level),
-    )
+    record = Record("exited", describe(event.status), level)
+    quiet: tuple[Action, ...] = (StopProbes(), *moves.end_timers(), record)
     if event.left:
         after, actions = moves.release(engine, f"ending {event.left} processes that it left behind")
     else:
@@ -360,11 +368,9 @@ def _timer_fired(engine: Engine, event: ev.TimerFired, now: Moment) -> Step:
         case Timer.DRAIN:
             if engine.sub is not Sub.DRAINING:
                 return engine, ()
+            text = "requests were still in flight at the deadline"
             after, actions = moves.terminate(engine)
-            return after, (
-                Record("drain-timeout", "requests were still in flight at the deadline", "warning"),
-                *actions,
-            )
+            return after, (Record("drain-timeout", text, "warning"), *actions)
         case Timer.STOP:
             if engine.sub is not Sub.STOPPING or engine.launching:
                 return engine, ()
@@ -372,17 +378,16 @@ def _timer_fired(engine: Engine, event: ev.TimerFired, now: Moment) -> Step:
             after, actions = moves.release(engine, text)
             return after, (Record("stop-timeout", text, "warning"), *actions)
         case Timer.STABLE:
-            return replace(engine, backoff_step=0), ()
+            return replace(engine, backoff_step=0) if engine.state is State.ACTIVE else engine, ()
         case _:
             assert_never(event.timer)
 
 
 def _reattached(engine: Engine, event: ev.Reattached, now: Moment) -> Step:
-    engine = replace(engine, process=event.process, launching=False, tree_alive=True, held=False)
+    engine = replace(engine, process=event.process, launching=False, tree_alive=True)
     record = Record("adopted", f"process {event.process.pid} went on without a daemon")
     if engine.state is State.DEACTIVATING or engine.desired is Desired.STOPPED:
-        why = engine.outcome or Outcome(Sub.STOPPED, "stopped by the user")
-        after, actions = moves.terminate(replace(engine, outcome=why))
+        after, actions = _go_on_down(engine)
         return after, (record, *actions)
     if engine.state is State.ACTIVE:
         after = replace(engine, readiness_failures=0, liveness_failures=0)
@@ -391,33 +396,38 @@ def _reattached(engine: Engine, event: ev.Reattached, now: Moment) -> Step:
     return _reattached_starting(engine, record, now)
 
 
+def _go_on_down(engine: Engine) -> Step:
+    engine = replace(engine, outcome=engine.outcome or Outcome(Sub.STOPPED, "stopped by the user"))
+    if engine.sub is Sub.RELEASING:
+        return moves.release(engine, engine.reason)
+    if engine.state is State.ACTIVE or engine.sub is Sub.DRAINING:
+        return moves.drain(engine, None)
+    return moves.terminate(engine)
+
+
 def _reattached_starting(engine: Engine, record: Record, now: Moment) -> Step:
     engine = replace(
-        engine, state=State.ACTIVATING, sub=Sub.STARTING, last_advance=now.monotonic, outcome=None
-    )
+        engine, state=State.ACTIVATING, sub=Sub.STARTING, reason="starting", last_advance=now.monotonic,
+        outcome=None, diagnosis=None, backoff_until=None, waiting_for=(),
+    )  # fmt: skip
     if engine.plan is None or not engine.plan.probes.startup:
         after, actions = moves.ready(engine, now)
         return after, (record, *actions)
     timer = SetTimer(engine.generation, Timer.STARTUP, progress_interval(engine.spec.probe))
-    return replace(engine, reason="starting"), (record, timer, moves.startup_probe(engine))
+    return engine, (record, timer, moves.startup_probe(engine))
 
 
 def _resumed(engine: Engine, now: Moment) -> Step:
-    held = engine.held
-    engine = replace(engine, process=None, launching=False, tree_alive=False, held=False)
-    if engine.state in (State.INACTIVE, State.FAILED):
-        # Stopped only because the last daemon ended: what the user wanted is still wanted.
-        return (
-            moves.begin(engine)
-            if held and engine.sub is Sub.STOPPED and engine.desired is Desired.RUNNING
-            else (engine, ())
-        )
-    if engine.state is State.DEACTIVATING:
-        return moves.settle(
-            replace(engine, outcome=engine.outcome or Outcome(Sub.STOPPED, engine.reason)), now
-        )
+    engine = replace(engine, process=None, launching=False, tree_alive=False)
+    if engine.state is State.DEACTIVATING or engine.removed:
+        stopped = Outcome(Sub.STOPPED, engine.reason)
+        return moves.settle(replace(engine, outcome=engine.outcome or stopped), now)
+    if engine.state is State.FAILED:
+        return engine, (ReleaseShim(),)
     if engine.desired is Desired.STOPPED:
-        return replace(engine, state=State.INACTIVE, sub=Sub.STOPPED), ()
+        if engine.state is State.INACTIVE:
+            return engine, (ReleaseShim(),)
+        return moves.settle(replace(engine, outcome=Outcome(Sub.STOPPED, "stopped by the user")), now)
     if engine.sub is Sub.BACKOFF and engine.backoff_until is not None:
         left = max(0.0, engine.backoff_until - now.monotonic)
         return engine, (SetTimer(engine.generation, Timer.BACKOFF, left),)

@@ -163,6 +163,8 @@ def settle(engine: Engine, now: Moment) -> Step:
     assert outcome is not None
     assert engine.process is None
     assert not engine.tree_alive
+    if engine.needs_restart:  # the plan is not that of the present declaration
+        engine = replace(engine, plan=None, needs_restart=False)
     if engine.removed:
         gone = replace(engine, state=State.INACTIVE, sub=Sub.DEAD, reason=outcome.text)
         return gone, (Record("removed", outcome.text), ReleaseShim(), Forget())
@@ -215,7 +217,7 @@ def _after_failure(engine: Engine, outcome: Outcome, now: Moment) -> Step:
 def _again_at_once(engine: Engine, what: str, now: Moment) -> Step:
     record = Record("restart", f"{what}; restarting at once", "warning")
     plan, worked = engine.plan, engine.went_ready
-    if plan is None or not worked or engine.needs_restart:
+    if plan is None or not worked:
         after, actions = begin(engine, after_failure=True)
         return after, (*actions, record)
     # What worked a moment ago needs no second preflight: this is the quick way back.
