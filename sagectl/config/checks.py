@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from sagectl.config.names import did_you_mean
+from sagectl.config.names import REFERENCE, did_you_mean
 from sagectl.config.sections import Report, Section
 from sagectl.core.dependencies import cycles
 
@@ -83,7 +83,7 @@ def check_dependencies(engines: Mapping[str, Declared], report: Report, *, compl
             path = ("depends_on", index)
             if wanted not in owner:
                 remedy = did_you_mean(wanted, owner) or "name an engine of this configuration"
-                if complete:
+                if complete and REFERENCE.fullmatch(wanted):
                     report.error(engine.section, path, f'there is no engine "{wanted}"', remedy)
             elif owner[wanted] == engine.name:
                 report.error(engine.section, path, "an engine cannot wait for itself", "remove it")

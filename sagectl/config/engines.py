@@ -61,7 +61,7 @@ def canonical(section: Section, kind: EngineKind[Any] | None, report: Report) ->
             continue
         renamed[key] = written
         values[key] = _converted(written, value) if key != written else value
-    if all(key == written for key, written in renamed.items()):
+    if values.keys() == section.values.keys():
         return section
     spelled = {written: key for key, written in renamed.items()}
     places = {
@@ -92,13 +92,9 @@ def unknown_keys(section: Section, kind: EngineKind[Any] | None, report: Report)
         if key in ENGINE_KEYS or key in own:
             values[key] = value
         elif kind is not None:
-            where = f' of an engine of kind "{kind.name}"'
-            report.error(section, (key,), f"is no key{where}", _unknown_remedy(key, ENGINE_KEYS | set(own)))
+            remedy = did_you_mean(key, sorted(ENGINE_KEYS | set(own))) or "`sagectl kinds` lists the keys"
+            report.error(section, (key,), f'unknown key for kind "{kind.name}"', remedy)
     return Section(values, section.places)
-
-
-def _unknown_remedy(key: str, known: Any) -> str:
-    return did_you_mean(key, sorted(known)) or "remove it"
 
 
 def check_nested(section: Section, table: type[Table], report: Report, path: tuple[str, ...] = ()) -> Any:
@@ -113,9 +109,8 @@ def _known(section: Section, values: Any, table: type[Table], report: Report, pa
     for key, value in values.items():
         model = table.model_fields.get(key)
         if model is None:
-            report.error(
-                section, (*path, key), "is not a key of this table", _unknown_remedy(key, table.model_fields)
-            )
+            remedy = did_you_mean(key, table.model_fields) or f"known are {', '.join(table.model_fields)}"
+            report.error(section, (*path, key), "unknown key", remedy)
             continue
         inner = model.annotation
         if isinstance(inner, type) and issubclass(inner, Table):

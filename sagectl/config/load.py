@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,7 @@ class _Loader:
         self.files: list[str] = []
         self.complete = True
         self.daemon, self.gpu = DaemonSettings(), GpuSettings()
+        self.gpu_section: Section | None = None
         self.defaults: dict[str, Section] = {}
         self.tables: dict[str, Section] = {}
 
@@ -181,8 +182,8 @@ class _Loader:
         if key in _NOT_YET:
             message, remedy = _NOT_YET[key], "remove the table"
         elif key not in _TABLES:
-            message = "is not a table of the configuration" if isinstance(value, dict) else "is no key here"
-            remedy = did_you_mean(key, _TABLES) or "remove it"
+            message = "unknown table" if isinstance(value, dict) else "unknown key"
+            remedy = did_you_mean(key, _TABLES) or f"known are {', '.join(f'[{name}]' for name in _TABLES)}"
             if isinstance(value, dict) and ("kind" in value or "engine_kind" in value):
                 remedy = f"write [engines.{key}]"
         elif drop_in and key != "engines":
@@ -198,7 +199,7 @@ class _Loader:
         if key == "daemon":
             self.daemon = daemon_settings(sources.section(document, (key,)), self.report)
         elif key == "gpu":
-            section = sources.section(document, (key,))
+            section = self.gpu_section = sources.section(document, (key,))
             self.gpu = gpu_settings(section, [*self.kinds.known, *self.kinds.broken], self.report)
         elif key == "defaults":
             for kind, section in sources.sections(document, key, "defaults").items():
@@ -257,7 +258,8 @@ class _Loader:
             origins.update((spec.name, given) for spec in made)
         check_ports(declared, self.report)
         check_dependencies(declared, self.report, complete=self.complete)
-        self.not_acted_on(declared.values())
+        if not self.report.failed:
+            self.not_acted_on(declared.values())
         problems = self.report.sorted()
         if self.report.failed:
             raise InvalidConfig([*problems, *self.broken])
@@ -295,7 +297,10 @@ class _Loader:
         self.broken.append(Problem(key, message, "see `sagectl kinds`", origin.file, origin.line))
         return True
 
-    def not_acted_on(self, declared: Any) -> None:
+    def not_acted_on(self, declared: Collection[Declared]) -> None:
+        if self.gpu_section is not None:
+            message = "accepted, but this version does not manage GPU memory yet"
+            self.report.warning(self.gpu_section, (), message)
         for key in DECLARED:
             users = [engine for engine in declared if key in engine.section.values]
             if not users:

@@ -57,5 +57,5 @@ def is_secret(variable: str) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean "model"?`, or "" where nothing known is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(word, list(known), n=1)
     return f'did you mean "{close[0]}"?' if close else ""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
+from datetime import date, time
 from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sagectl.config.positions import Path
 from sagectl.config.wording import Fault, faults
 from sagectl.plugin import EngineKind
+
+MAX_DEPTH = 32
+"""How deep arrays and tables may be nested in an option."""
 
 
 class KindOptions:
@@ -43,11 +49,15 @@ class KindOptions:
         Args:
             values: by the options' own names, as TOML or JSON gives them: no dates, no nan.
         """
+        odd = _odd_values(values)
+        values = {key: value for key, value in values.items() if key not in {fault.path[0] for fault in odd}}
         try:
             # JSON's strict mode is just what TOML needs: arrays become tuples, "1" no number.
-            return self._adapter.validate_json(json.dumps(values), strict=True), []
+            return self._adapter.validate_json(json.dumps(values), strict=True), odd
         except ValidationError as error:
-            return None, [self._placed(fault) for fault in faults(error.errors(include_url=False), values)]
+            found = faults(error.errors(include_url=False), values)
+            named = {fault.path for fault in odd}
+            return None, odd + [self._placed(fault) for fault in found if fault.path not in named]
 
     def _placed(self, fault: Fault) -> Fault:
         """`__post_init__` names no field to pydantic; by convention its text does: `KEY: what; remedy`."""
@@ -85,6 +95,35 @@ class KindOptions:
                 }
             )
         return described
+
+
+def _odd_values(values: Mapping[str, Any]) -> list[Fault]:
+    """What JSON has no notation for, and TOML or Python's JSON reader can give."""
+    found: list[Fault] = []
+    stack: list[tuple[Path, Any]] = [((key,), value) for key, value in values.items()]
+    while stack:
+        path, value = stack.pop()
+        if len(path) > MAX_DEPTH:
+            found.append(Fault(path[:1], "is nested too deeply", "flatten it"))
+        elif isinstance(value, Mapping):
+            stack.extend(((*path, key), inner) for key, inner in value.items())
+        elif isinstance(value, list | tuple):
+            stack.extend(((*path, index), inner) for index, inner in enumerate(value))
+        elif isinstance(value, date | time):
+            found.append(Fault(path, "is a date or time, which no key takes", "put it in quotes"))
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(Fault(path, f"{value} is not a finite number", "write one"))
+        elif isinstance(value, str) and not _encodable(value):
+            found.append(Fault(path, "holds half of a character", "write it as one"))
+    return found
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _type_name(annotation: Any) -> str:

@@ -53,6 +53,7 @@ class _Scanner:
         self.elements: dict[Path, int] = {}
         self.duplicates: list[Duplicate] = []
         self.explicit: set[Path] = set()
+        self.latest: tuple[Path, Position] | None = None
 
     def run(self) -> Mapping[Path, Position]:
         table: Path = ()
@@ -135,7 +136,9 @@ class _Scanner:
             self.at = start
             return
         path = (*path, keys[-1][0])
-        self.define(path, self.position(keys[-1][1]))
+        position = self.position(keys[-1][1])
+        self.define(path, position)
+        self.latest = (path, position)
         self.skip(_SPACE)
         self.value(path)
 
@@ -166,6 +169,9 @@ class _Scanner:
                 if match := pattern.match(self.text, self.at):
                     self.at = match.end()
                     return
+            if self.text.startswith(('"""', "'''"), self.at):
+                # Never closed: all that follows is the string.
+                self.at = len(self.text)
             self.skip(_SCALAR)
 
     def array(self, path: Path) -> None:
@@ -227,6 +233,13 @@ class Duplicate(NamedTuple):
     path: Path
     first: int
     second: int
+
+
+def unfinished(text: str) -> tuple[Path, Position] | None:
+    """The key whose value a text breaks off in."""
+    scanner = _Scanner(text)
+    scanner.run()
+    return scanner.latest
 
 
 def first_duplicate(text: str) -> Duplicate | None:

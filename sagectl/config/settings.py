@@ -54,7 +54,6 @@ def daemon_settings(section: Section, report: Report) -> DaemonSettings:
 def gpu_settings(section: Section, kinds: Iterable[str], report: Report) -> GpuSettings:
     """Check `[gpu]`; the defaults where it is wrong, which the report says."""
     values = check_nested(section, GpuTable, report)
-    report.warning(section, (), "accepted, but this version does not manage GPU memory yet")
     try:
         table = GpuTable.model_validate(values)
     except ValidationError as error:

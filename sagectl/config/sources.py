@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,38 +74,48 @@ def _contents(path: Path, report: Report, drop_in: bool) -> str | None:
 def parse(file: str, text: str, report: Report) -> Document | None:
     """Parse TOML, or add the syntax error to the report."""
     try:
-        values = tomli.loads(text)
+        return Document(file, tomli.loads(text), positions.scan(text))
     except tomli.TOMLDecodeError as error:
-        _syntax_error(file, text, error, report)
-        return None
+        report.add(_syntax_error(file, text, error))
     except RecursionError:
         report.add(Problem("", "arrays or tables are nested too deeply", "flatten them", file))
-        return None
-    except ValueError as error:
-        # Numbers with thousands of digits.
-        report.add(Problem("", f"is not valid TOML: {error}", "", file))
-        return None
-    return Document(file, values, positions.scan(text))
+    except ValueError:
+        # What is left is Python's limit on the digits of an integer.
+        match = _MANY_DIGITS.search(text)
+        line = text.count("\n", 0, match.start()) + 1 if match else 0
+        report.add(Problem("", "a number with thousands of digits", "write a smaller one", file, line))
+    return None
 
 
-def _syntax_error(file: str, text: str, error: tomli.TOMLDecodeError, report: Report) -> None:
-    line, message = error.lineno, error.msg
-    remedy = _SYNTAX_REMEDIES.get(message, "")
-    if (twice := positions.first_duplicate(text)) is not None and twice.second <= line:
-        key = positions.dotted(twice.path)
-        table = isinstance(twice.path[-1], str) and message.startswith("Cannot declare")
-        what = f"the table [{key}] is declared" if table else "is set"
-        message, key, line = f"{what} twice, first on line {twice.first}", "" if table else key, twice.second
-        report.add(Problem(key, message, "remove one of them", file, line))
-        return
-    report.add(Problem("", f"is not valid TOML: {message}", remedy, file, line))
-
-
-_SYNTAX_REMEDIES = {
-    "Invalid value": "strings need quotes, and true and false are written in lower case",
+_MANY_DIGITS = re.compile(r"[0-9_]{4000}")
+_OPEN = {
+    "Unclosed array": "close it with ]",
+    "Unclosed inline table": "close it with }",
+    "Unterminated string": "close it with the quotes that open it",
+}
+"""Errors that the parser notices long after the place that is to blame."""
+_REMEDIES = {
+    "Invalid value": "strings need quotes; true and false are in lower case",
     "Expected '=' after a key in a key/value pair": "write key = value",
     "Expected newline or end of document after a statement": "write one key a line",
+    "Illegal character '\\n'": "close the quotes on the line where they open",
 }
+
+
+def _syntax_error(file: str, text: str, error: tomli.TOMLDecodeError) -> Problem:
+    line, message, remedy = error.lineno, error.msg, _REMEDIES.get(error.msg, "")
+    twice = positions.first_duplicate(text)
+    if twice is not None and twice.second <= line:
+        key = positions.dotted(twice.path)
+        table = message.startswith("Cannot declare")
+        what = f"the table [{key}] is declared" if table else "is set"
+        text = f"{what} twice, first on line {twice.first}"
+        return Problem("" if table else key, text, "remove one of them", file, twice.second)
+    if message in _OPEN and (begun := positions.unfinished(text[: error.pos])) is not None:
+        path, position = begun
+        text = f"is not valid TOML: {message}, noticed on line {line}"
+        return Problem(positions.dotted(path), text, _OPEN[message], file, position.line)
+    return Problem("", f"is not valid TOML: {message}", remedy, file, line)
 
 
 def section(document: Document, path: positions.Path, source: str = "file") -> Section:

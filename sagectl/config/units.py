@@ -115,8 +115,8 @@ def parse_duration(value: Any) -> float:
         seconds = _span(value)
     else:
         raise BadValue(f"{describe(value)} is not a duration", DURATION_REMEDY)
-    if math.isnan(seconds):
-        raise BadValue("nan is not a duration", DURATION_REMEDY)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadValue(f"{value} is not a duration", DURATION_REMEDY)
     if seconds < 0:
         raise BadValue(f"{describe(value)} is negative", DURATION_REMEDY)
     if seconds > MAX_SECONDS:

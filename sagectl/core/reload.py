@@ -11,7 +11,7 @@ from sagectl.plugin import Mode
 
 LEFT_OUT = "\0"
 """Stands for a secret in an engine that was read back from where secrets are not kept. No value of
-an environment variable can be this; it is taken to equal any."""
+an environment variable can be this. Against it a real value is a change, but not one of the launch."""
 
 _LAUNCH = frozenset(
     {
@@ -24,12 +24,11 @@ _LAUNCH = frozenset(
         "port",
         "gpu_ids",
         "user",
-        "env",
         "env_file",
         "probe_choice",
     }
 )
-"""Fields of EngineSpec that shape the launch; all others can change while the engine runs."""
+"""With `env`, the fields of EngineSpec that shape the launch; all others can change while it runs."""
 
 _SPELLED = {"probe_choice": "probe", "default_port": "port", "group": "replicas"}
 
@@ -108,46 +107,41 @@ def plan(
 
 def launch_changed(old: EngineSpec, new: EngineSpec) -> bool:
     """A process launched from `old` is not what `new` asks for."""
-    return any(_differing(old, new, name) for name in _LAUNCH)
+    if any(getattr(old, name) != getattr(new, name) for name in _LAUNCH):
+        return True
+    return old.env.keys() != new.env.keys() or any(
+        LEFT_OUT not in (old.env[key], new.env[key]) for key in _different(old.env, new.env)
+    )
 
 
 def changed_keys(old: EngineSpec, new: EngineSpec) -> tuple[str, ...]:
     """The keys in which two declarations differ, as the TOML spells them."""
     keys: dict[str, None] = {}
     for field in fields(EngineSpec):
-        keys.update((key, None) for key in _differing(old, new, field.name))
+        keys.update((key, None) for key in _differing(field.name, old, new))
     return tuple(keys)
 
 
-def _differing(old: EngineSpec, new: EngineSpec, name: str) -> tuple[str, ...]:
+def _differing(name: str, old: EngineSpec, new: EngineSpec) -> tuple[str, ...]:
     before, after = getattr(old, name), getattr(new, name)
     if before == after:
         return ()
-    if name == "env":
-        return _differing_env(before, after)
-    if name == "options":
-        return _differing_fields(before, after, "") or ("kind",)
+    if name in ("env", "labels"):
+        return tuple(f"{name}.{key}" for key in _different(before, after))
     if name == "declared":
-        return tuple(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+        return _different(before, after)
     if name in ("restart", "probe", "stop"):
-        return _differing_fields(before, after, f"{name}.")
+        return _fields(before, after, f"{name}.")
+    if name == "options":
+        # Of another kind, or of one that is gone, there is nothing to compare.
+        return _fields(before, after, "") if type(before) is type(after) else ("kind",)
     return (_SPELLED.get(name, name),)
 
 
-def _differing_env(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(
-        f"env.{key}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and not (key in before and key in after and LEFT_OUT in (before[key], after[key]))
-    )
+def _different(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
 
 
-def _differing_fields(before: Any, after: Any, prefix: str) -> tuple[str, ...]:
-    if type(before) is not type(after) or not is_dataclass(before):
-        return ()
-    return tuple(
-        prefix + field.name
-        for field in fields(before)
-        if getattr(before, field.name) != getattr(after, field.name)
-    )
+def _fields(before: Any, after: Any, prefix: str) -> tuple[str, ...]:
+    names = [field.name for field in fields(before)] if is_dataclass(before) else []
+    return tuple(prefix + name for name in names if getattr(before, name) != getattr(after, name))
