@@ -32,7 +32,17 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(web.RequestHandler):
     """aiohttp's protocol for one connection, with the times that `Door` watches."""
 
-    __slots__ = ("_door", "_peer", "busy", "first_byte", "half_closed", "line", "quiet_since", "unread")
+    __slots__ = (
+        "_door",
+        "_peer",
+        "busy",
+        "first_byte",
+        "half_closed",
+        "line",
+        "quiet_since",
+        "streaming",
+        "unread",
+    )
 
     def __init__(self, door: Door, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -49,6 +59,7 @@ class Connection(web.RequestHandler):
         self.line: asyncio.Transport | None = None
         self.busy = False
         self.half_closed = False
+        self.streaming = False
         self.quiet_since = loop.time()
         self.first_byte: float | None = None
         self.unread = (0, loop.time())
@@ -93,6 +104,7 @@ class Connection(web.RequestHandler):
     def begin(self) -> None:
         """A request is complete, and handled from now on."""
         self.busy = True
+        self.streaming = False
         self.first_byte = None
 
     def end(self) -> None:
@@ -121,7 +133,7 @@ class Connection(web.RequestHandler):
                 "The daemon failed to answer, by a fault of its own; it runs on",
                 remedy="Its log has the traceback: report it",
             )
-        if request.writer.output_size > 0:
+        if self.streaming:
             raise ConnectionError("a part of the answer was sent already")
         answer = problems.response(error)
         answer.force_close()
@@ -205,12 +217,12 @@ class Door:
             self._timer = None
 
     def admit(self, connection: Connection) -> bool:
-        """Count this connection in, at the cost of the one that is idle longest where there are too many."""
+        """Count it in; where there are too many, at the cost of the one that is silent longest."""
         if len(self.connections) >= self.limits.connections:
             idle = [c for c in self.connections if not c.busy]
             if not idle:
                 return False
-            self._drop(min(idle, key=lambda c: c.quiet_since))
+            self._drop(min(idle, key=lambda c: (c.first_byte is not None, c.quiet_since)))
         self.connections[connection] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.limits.sweep, self._sweep)

@@ -20,6 +20,7 @@ from sagectl.errors import MalformedRequest, UnknownEngine
 _REF = re.compile(r"[a-z0-9][a-z0-9_@-]{0,99}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _INTEGER = re.compile(r"[0-9]{1,18}")
+_DEEPEST = 32
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -146,14 +147,16 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _texts(value: Any) -> str:
-    """Every text in the value, keys included, in one."""
+def _texts(value: Any, depth: int = 0) -> str:
+    """Every text in the value, keys included, in one. Raises RecursionError long before Python does."""
+    if depth > _DEEPEST:
+        raise RecursionError
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return "".join(_texts(part) for pair in value.items() for part in pair)
+        return "".join(_texts(part, depth + 1) for pair in value.items() for part in pair)
     if isinstance(value, list):
-        return "".join(map(_texts, value))
+        return "".join(_texts(part, depth + 1) for part in value)
     return ""
 
 

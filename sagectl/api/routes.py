@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from sagectl.api.connections import Connection
 from sagectl.api.problems import Rejected
 from sagectl.api.rights import Level
 from sagectl.errors import UnknownRoute
@@ -49,6 +50,13 @@ class Call:
     def head(self) -> bool:
         """Only the answer's headers are wanted."""
         return self.request.method == "HEAD"
+
+    async def begin(self, response: web.StreamResponse) -> None:
+        """Send the headers of a stream. From here on, an error can only cut the connection."""
+        connection = self.request.protocol
+        assert isinstance(connection, Connection)
+        connection.streaming = True
+        await response.prepare(self.request)
 
 
 Answer = Callable[[Call], Awaitable[web.StreamResponse]]

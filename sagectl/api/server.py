@@ -58,8 +58,8 @@ class ApiServer:
         self._inode: int | None = None
         self._limits = limits or Limits()
         self._router = Router(ROUTES)
-        self._service = Service(control, self._limits, encode(document(ROUTES)))
-        self._door = Door(self._answer, self._limits)
+        self.service = Service(control, self._limits, encode(document(ROUTES)))
+        self.door = Door(self._answer, self._limits)
 
     async def start(self) -> None:
         """Bind and accept. Raises DaemonRefusal where the socket cannot be made."""
@@ -67,16 +67,16 @@ class ApiServer:
         if listening is None:
             listening = bind(self._path, self._rights.gid)
             self._inode = os.stat(self._path).st_ino
-        await self._door.open(listening)
+        await self.door.open(listening)
 
     async def stop(self) -> None:
         """Stop accepting, end those who follow or wait, give other answers a moment, remove the socket."""
-        self._door.stop_accepting()
+        self.door.stop_accepting()
         if self._inode is not None and _inode(self._path) == self._inode:
             self._path.unlink(missing_ok=True)
         self._inode = None
-        self._service.end_long_requests()
-        await self._door.close()
+        self.service.end_long_requests()
+        await self.door.close()
 
     def regroup(self, group: str | None) -> None:
         """`[daemon] group` changed. Raises DaemonRefusal, changing nothing."""
@@ -89,7 +89,7 @@ class ApiServer:
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.begin()
-        self._service.connections = len(self._door.connections)
+        self.service.connections = len(self.door.connections)
         route: Route | None = None
         status = 500
         try:
@@ -108,7 +108,7 @@ class ApiServer:
         finally:
             connection.end()
             path, method = (route.path, request.method) if route else ("other", "other")
-            self._service.answered[method, path, status] += 1
+            self.service.answered[method, path, status] += 1
         if connection.half_closed:
             response.force_close()
         return response
@@ -119,7 +119,7 @@ class ApiServer:
             check_ref(ref)
         query = read_query(request, route.params)
         body = await read_definition(request, self._limits) if route.takes_body else {}
-        return await route.answer(Call(self._service, request, ref, query, body))
+        return await route.answer(Call(self.service, request, ref, query, body))
 
 
 def _needed_at_all(request: web.BaseRequest) -> Level:

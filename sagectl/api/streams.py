@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 
@@ -14,11 +14,14 @@ from sagectl.api.engines import one
 from sagectl.api.reply import encode, reply
 from sagectl.api.routes import Call, shorten
 from sagectl.errors import MalformedRequest
+from sagectl.system import logfiles
 from sagectl.system.journal import Journal, Lost, Subscription
 
 _EVENTS = 100
 """Events shown where the request does not say how many."""
-_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_ALL_LINES = 1 << 62
+_EVENT_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+_LOG_HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
 
 
 async def events(call: Call) -> web.StreamResponse:
@@ -29,11 +32,11 @@ async def events(call: Call) -> web.StreamResponse:
         entries = journal.tail(call.query.get("tail", _EVENTS), engine)
         return reply({"events": [views.event_json(entry) for entry in entries]})
     after = _last_event_id(call.request)
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_STREAM_HEADERS})
+    response = web.StreamResponse(headers=_EVENT_HEADERS)
     if call.head:
         return response
     with call.service.long_request():
-        await response.prepare(call.request)
+        await call.begin(response)
         await _send_events(call, response, journal, engine, after)
     return response
 
@@ -99,16 +102,18 @@ def _block(event: dict[str, object]) -> bytes:
 
 async def logs(call: Call) -> web.StreamResponse:
     """GET engines/{id}/logs: bytes as the engine wrote them, across rotations."""
-    from sagectl.system import logfiles
-
-    path = Path(call.service.control.log_path(one(call)))
-    tail, follow = call.query.get("tail"), call.query.get("follow", False)
-    response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8", **_STREAM_HEADERS})
+    path = call.service.control.log_path(one(call))
+    tail = call.query.get("tail")
+    if not call.query.get("follow", False):
+        with call.service.long_request():
+            text = await asyncio.to_thread(logfiles.tail, path, _ALL_LINES if tail is None else tail)
+        return web.Response(body=text, headers=_LOG_HEADERS)
+    response = web.StreamResponse(headers=_LOG_HEADERS)
     if call.head:
         return response
     with call.service.long_request():
-        await response.prepare(call.request)
-        pieces = logfiles.follow(path, tail) if follow else logfiles.read(path, tail)
+        await call.begin(response)
+        pieces = cast(AsyncGenerator[bytes, None], logfiles.follow(path, tail))
         async with aclosing(pieces) as feed:
             async for piece in feed:
                 await response.write(piece)

@@ -68,6 +68,7 @@ class FakeControl:
     logs: Path
     held: dict[str, Engine] = field(default_factory=dict)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
+    settling: asyncio.Event = field(default_factory=asyncio.Event)
     settle: asyncio.Event = field(default_factory=asyncio.Event)
     defining: asyncio.Event = field(default_factory=asyncio.Event)
     plan: ReloadPlan = field(default_factory=ReloadPlan)
@@ -127,6 +128,7 @@ class FakeControl:
         return made
 
     async def settled(self, engine_id: str, timeout: float | None) -> Engine:
+        self.settling.set()
         try:
             async with asyncio.timeout(timeout):
                 await self.settle.wait()
