@@ -162,12 +162,13 @@ def _from_tcp_info(peer: str, info: bytes) -> Connection | None:
 def count_established(port: int) -> int:
     """The established connections to this local port, from /proc/net/tcp and tcp6."""
     suffix = f":{port:04X}"
-    count = 0
+    # The table is read in pieces and may show a line twice when it changes in between.
+    found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text().splitlines()[1:]
         except OSError:
             continue
         fields = (line.split() for line in lines)
-        count += sum(f[1].endswith(suffix) and f[3] == "01" for f in fields)
-    return count
+        found.update((f[1], f[2]) for f in fields if f[1].endswith(suffix) and f[3] == "01")
+    return len(found)

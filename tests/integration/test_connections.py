@@ -1,21 +1,23 @@
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from sagectl.system import connections
+from sagectl.system.ports import first_free
 
 
 @pytest.fixture(params=["127.0.0.1", "::1", "dual"])
 def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
-    if request.param == "dual":
-        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
-            yield sock
-        return
-    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
-    with socket.create_server((request.param, 0), family=family) as sock:
+    host = "::" if request.param == "dual" else request.param
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Below the range from which the kernel gives ports to clients, which would be counted too.
+    port = first_free(host, 20_000 + os.getpid() % 10_000)
+    assert port is not None
+    with socket.create_server((host, port), family=family, dualstack_ipv6=request.param == "dual") as sock:
         yield sock
 
 
