@@ -163,7 +163,7 @@ def count_established(port: int) -> int:
     """The established connections to this local port, from /proc/net/tcp and tcp6."""
     suffix = f":{port:04X}"
     # The table is read in pieces and may show a line twice when it changes in between.
-    found = set()
+    found: set[tuple[str, str]] = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text().splitlines()[1:]
