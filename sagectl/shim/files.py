@@ -1,10 +1,12 @@
-"""Small JSON files that are replaced in one step, and read with care."""
+"""Small files that are replaced in one step and read with care, and lock files."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import time
 
 TYPE_CHECKING = False  # as typing's, without the price of importing it into every shim
 if TYPE_CHECKING:
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
 
 def write_json(path: str, value: object) -> None:
     """Replace a file in one step. Not synced: it is void after a reboot anyway."""
-    data = json.dumps(value).encode()
-    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    write_file(path, json.dumps(value).encode())
+
+
+def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step."""
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -31,3 +37,22 @@ def read_json(path: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def lock_alone(path: str, wait: float = 0.0) -> int:
+    """A descriptor of `path` that holds its lock. Raises BlockingIOError where another keeps it."""
+    deadline = time.monotonic() + wait
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                return fd
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                raise
+            time.sleep(0.005)
+        except FileNotFoundError:
+            pass  # its last owner has just removed it
+        os.close(fd)

@@ -1,18 +1,25 @@
-"""From fork to exec: what happens in the engine's own process before its program runs."""
+"""Starting an engine's main process.
+
+With posix_spawn: a fork of the shim copies its page tables and then page after page, which takes
+longer than everything else in a launch together. What posix_spawn cannot set for its child alone
+(directory, user, groups), the shim, which has one thread, takes on itself for that moment.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import resource
 import signal
-import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from collections.abc import Iterator
+    from typing import Any
 
-LIMITS = {name[7:].lower(): getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
-IGNORED = (
+# The shim catches these, so that they do not end it; they are the default again for the engine.
+CAUGHT = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -21,66 +28,104 @@ IGNORED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
     signal.SIGALRM,
+    signal.SIGCHLD,
 )
-RESTORED = (*IGNORED, signal.SIGCHLD, signal.SIGXFSZ, signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP)
+DEFAULTS = (*CAUGHT, signal.SIGXFSZ, signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGCONT)
+LIMITS = {name[7:].lower(): getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 
 
-def become_engine(
-    order: dict[str, Any], env: dict[str, str], sync: socket.socket, out: int, lock: int
-) -> NoReturn:
-    """Wait for the parent's word on `sync`, then become the engine, or write `ERRNO STEP` there and end.
+class LaunchError(Exception):
+    """No process came to be: `text` says why, `number` is the errno."""
 
-    The parent has noted who we are before it gives its word: no engine runs that nobody knows of.
+    def __init__(self, text: str, number: int | None) -> None:
+        super().__init__(text)
+        self.text, self.number = text, number
+
+
+def start(order: dict[str, Any], env: dict[str, str], out: int, lock: int) -> int:
+    """Start `order`'s argv in a session of its own and return its pid. Raises LaunchError.
+
+    out: becomes its stdout and stderr. lock: stays open in it under the same number.
     """
-    step = "start the process"
+    step = "work in the directory of its shim"
+    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.setsid()
-        _reset_signals()
-        null = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.set_inheritable(lock, True)
-        os.umask(0o022)
         step = "set its limits"
-        _set_limits(order)
-        step = "change to its user"
-        _change_user(order.get("user"))
+        for name, (soft, hard) in (order.get("rlimits") or {}).items():
+            if name == "nofile":  # read by many programs at their start; and enough for the shim too
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         step = f"enter the working directory {order['cwd']}"
         os.chdir(order["cwd"])
-        if sync.recv(1) == b"g":
-            step = f"run {order['argv'][0]}"
-            os.execvpe(order["argv"][0], order["argv"], env)
+        step = f"run {order['argv'][0]}"
+        path = find_program(order["argv"][0], env.get("PATH", os.defpath))
+        os.set_inheritable(lock, True)
+        user = order.get("user") if os.geteuid() == 0 else None
+        with _real_user(user):
+            pid = os.posix_spawn(
+                path,
+                order["argv"],
+                env,
+                file_actions=(
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, out, 1),
+                    (os.POSIX_SPAWN_DUP2, out, 2),
+                ),
+                setsid=True,
+                setsigmask=(),
+                setsigdef=DEFAULTS,
+                resetids=user is not None,
+            )
     except OSError as error:
-        sync.sendall(f"{error.errno} {step}".encode(errors="replace"))
-    except (ValueError, TypeError, KeyError) as error:  # a null byte in an argument, an unknown limit
-        sync.sendall(f"22 {step} ({error})".encode(errors="replace"))
+        raise LaunchError(f"cannot {step}: {error.strerror}", error.errno) from error
+    except (ValueError, TypeError) as error:  # a null byte in an argument, say
+        raise LaunchError(f"cannot {step}: {error}", None) from error
     finally:
-        os._exit(127)
+        os.fchdir(home)
+        os.close(home)
+    _adjust(order, pid)
+    return pid
 
 
-def _reset_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in RESTORED:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+def find_program(name: str, path: str) -> str:
+    """Where execvp would find it."""
+    if "/" in name:
+        return name
+    for folder in path.split(":"):
+        candidate = os.path.join(folder or ".", name)
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} on its PATH")
 
 
-def _set_limits(order: dict[str, Any]) -> None:
-    for name, (soft, hard) in (order.get("rlimits") or {}).items():
-        resource.setrlimit(LIMITS[name], (soft, hard))
-    if order.get("oom_score_adjust") is not None:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(order["oom_score_adjust"]))
-    if order.get("nice") is not None:
-        os.setpriority(os.PRIO_PROCESS, 0, order["nice"])
-
-
-def _change_user(user: list[Any] | None) -> None:
+@contextlib.contextmanager
+def _real_user(user: list[Any] | None) -> Iterator[None]:
+    """Make this our real user for a moment; the child of a spawn with `resetids` is then that user alone."""
     if user is None:
+        yield
         return
     uid, gid, groups = user
-    if (os.geteuid(), os.getegid()) != (uid, gid) or os.geteuid() == 0:
+    before = os.getuid(), os.getgid(), os.getgroups()
+    try:
         os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        os.setresgid(gid, -1, -1)
+        os.setresuid(uid, -1, -1)
+        yield
+    finally:
+        os.setresuid(before[0], -1, -1)
+        os.setresgid(before[1], -1, -1)
+        os.setgroups(before[2])
+
+
+def _adjust(order: dict[str, Any], pid: int) -> None:
+    """What may as well reach the engine an instant after its start; a refusal here stops nothing."""
+    try:
+        for name, (soft, hard) in (order.get("rlimits") or {}).items():
+            if name != "nofile":
+                resource.prlimit(pid, LIMITS[name], (soft, hard))
+        if order.get("oom_score_adjust") is not None:
+            with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+                file.write(str(order["oom_score_adjust"]))
+        if order.get("nice") is not None:
+            os.setpriority(os.PRIO_PROCESS, pid, order["nice"])
+    except (OSError, KeyError, ValueError):
+        return

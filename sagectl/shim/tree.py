@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import select
 import signal
 import struct
 
@@ -12,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MARKER = "SAGECTL_ENGINE"
+MARKER = b"SAGECTL_ENGINE"  # NAME:GENERATION:DIRECTORY in the environment of every engine
 PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes), Linux 6.13
 PIDFD_INFO_EXIT = 8  # Linux 6.15
 
@@ -75,26 +76,42 @@ def living(pids: Iterable[int]) -> dict[int, int]:
     return found
 
 
-def marked(mark: bytes, session: int, since: int) -> list[int]:
-    """Processes begun at `since` or later in this session, or with this mark in their environment."""
-    found = []
+def marked(directory: str, session: int, since: int) -> dict[int, int]:
+    """Processes that belong to the engine of this directory, as {pid: generation, or 0}.
+
+    By the mark in their environment; else by being of the main process's session, or by holding
+    tree.lock. Only the living, and none that began before `since`.
+    """
+    found = {}
     for entry in os.listdir("/proc"):
         fields = process_stat(int(entry)) if entry.isdigit() else None
         if not fields or int(fields[19]) < since or not alive(fields):
             continue
-        belongs = int(fields[3]) == session
-        if not belongs:
-            try:
-                with open(f"/proc/{entry}/environ", "rb") as file:
-                    belongs = any(
-                        item.startswith(b"SAGECTL_ENGINE=") and item.endswith(mark)
-                        for item in file.read().split(b"\0")
-                    )
-            except OSError:
-                continue
-        if belongs:
-            found.append(int(entry))
+        generation = _generation(entry, os.fsencode(f":{directory}"))
+        if generation or int(fields[3]) == session or _holds(entry, f"{directory}/tree.lock"):
+            found[int(entry)] = generation
+    found.pop(os.getpid(), None)
     return found
+
+
+def _generation(entry: str, ending: bytes) -> int:
+    try:
+        with open(f"/proc/{entry}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+    except OSError:
+        return 0
+    for variable in variables:
+        if variable.startswith(MARKER + b"=") and variable.endswith(ending):
+            number = variable[: -len(ending)].rpartition(b":")[2]
+            return int(number) if number.isdigit() else 0
+    return 0
+
+
+def _holds(entry: str, path: str) -> bool:
+    try:
+        return any(os.readlink(f"/proc/{entry}/fd/{fd}") == path for fd in os.listdir(f"/proc/{entry}/fd"))
+    except OSError:
+        return False
 
 
 def kill_verified(pid: int, started: int, number: int) -> None:
@@ -135,8 +152,8 @@ def foreign_status(pid: int, started: int, pidfd: int) -> int | None:
 def oom_kills() -> int:
     """How often the kernel killed for memory since boot."""
     try:
-        with open("/proc/vmstat", "rb") as file:
-            return int(file.read().partition(b"\noom_kill ")[2].partition(b"\n")[0] or 0)
+        with open("/proc/vmstat", "rb", 0) as file:
+            return int(file.read(65536).partition(b"\noom_kill ")[2].partition(b"\n")[0] or 0)
     except (OSError, ValueError):
         return 0
 
@@ -158,3 +175,10 @@ def usage(pids: Iterable[int]) -> dict[str, float]:
             continue
     seconds = ticks / os.sysconf("SC_CLK_TCK")
     return {"rss_bytes": rss, "cpu_seconds": seconds, "read_bytes": read}
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process is over (all of its threads), reaped or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import traceback
 
 from sagectl.shim import shim
 
@@ -62,6 +61,8 @@ def be_shim(order: dict[str, object], fd: int, area: tuple[int, int]) -> None:
         set_title(area, f"sagectl-shim {order['name']}", f"shim:{order['name']}")
         shim.main(order, socket.socket(fileno=fd))
     except BaseException:  # a shim has nobody to raise to
+        import traceback  # rarely needed, and large
+
         with open(f"{order['dir']}/shim.crash", "w") as file:
             traceback.print_exc(file=file)
     finally:

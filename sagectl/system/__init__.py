@@ -1,1 +1,1 @@
-"""Adapters to the world outside, one a file."""
+"""Adapters to the machine: processes, sockets, files, the database. One a file."""

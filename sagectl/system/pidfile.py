@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -91,13 +90,7 @@ def is_alive(process: Process) -> bool:
     if fd is None:
         return False
     try:
-        return not has_ended(fd)
+        return not tree.has_ended(fd)
     finally:
         os.close(fd)
 
-
-def has_ended(pidfd: int) -> bool:
-    """Whether the process of this pidfd is over, reaped or not."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))

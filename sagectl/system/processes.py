@@ -336,9 +336,7 @@ class Processes:
         engine.generation, engine.left = hello["generation"], hello["left"]
         engine.process = pidfile.process_of(hello["engine"])
         engine.exit, engine.ready = pidfile.exit_of(hello["exit"]), hello["ready"]
-        if hello["launching"]:
-            engine.phase = Phase.LAUNCHING
-        elif engine.process:
+        if engine.process:
             engine.phase = Phase.RUNNING
         else:
             engine.phase = Phase.EXITED if engine.left else Phase.IDLE
@@ -393,7 +391,7 @@ class Processes:
             await asyncio.sleep(0.01 if attempts < ATTEMPTS else 1.0)
 
     def _connect(self, engine: _Engine) -> bool:
-        if engine.shim_fd >= 0 and pidfile.has_ended(engine.shim_fd):
+        if engine.shim_fd >= 0 and tree.has_ended(engine.shim_fd):
             return False
         try:
             self._attach(engine, connect(engine.directory))
@@ -568,13 +566,14 @@ class Processes:
         current = hello["generation"] == engine.generation
         running, ended, left = hello["engine"], hello["exit"] or {}, hello["left"]
         if engine.phase is Phase.LAUNCHING:
-            if not current and engine.order:
+            started = running or pidfile.read_started(engine.directory)
+            if not current:
                 self._send_launch(engine)
-            elif not current or "error" in ended:
-                self._on_refused(engine, ended.get("error", "its shim died before it could start"))
-            elif not hello["launching"]:
-                started = running or pidfile.read_started(engine.directory)
+            elif started.get("pid"):
                 self._on_started(engine, started)
+            else:  # killed between starting it and noting that: it cannot be told from its children
+                engine.link.send({"op": "kill-tree", "generation": engine.generation})
+                self._on_refused(engine, "its shim was killed while it started")
         if engine.phase is Phase.RUNNING and not running:
             self._on_exited(engine, ended if current else {}, left if current else 0)
         elif engine.phase is Phase.EXITED and not (current and left):
