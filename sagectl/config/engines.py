@@ -134,15 +134,8 @@ def check(section: Section, kind: EngineKind[Any], report: Report, *, partial: b
         partial: `[defaults.KIND]`, where required keys may be missing.
     """
     options = options_of(kind)
-    engine = {key: value for key, value in section.values.items() if key in ENGINE_KEYS}
-    engine = check_nested(Section(engine, section.places), EngineTable, report)
+    table, wrong = _common(section, report)
     own = {key: value for key, value in section.values.items() if key in options.fields}
-    table: EngineTable | None = None
-    wrong: list[Fault] = []
-    try:
-        table = EngineTable.model_validate(engine)
-    except ValidationError as error:
-        wrong.extend(faults(error.errors(include_url=False), engine))
     made, more = options.validate(own)
     for fault in (*wrong, *more):
         if not fault.missing:
@@ -154,14 +147,28 @@ def check(section: Section, kind: EngineKind[Any], report: Report, *, partial: b
     return Checked(table, made)
 
 
+def _common(section: Section, report: Report) -> tuple[EngineTable | None, list[Fault]]:
+    engine = {key: value for key, value in section.values.items() if key in ENGINE_KEYS}
+    engine = check_nested(Section(engine, section.places), EngineTable, report)
+    try:
+        return EngineTable.model_validate(engine), []
+    except ValidationError as error:
+        return None, faults(error.errors(include_url=False), engine)
+
+
+def check_common(section: Section, report: Report) -> None:
+    """Validate what can be validated where the kind is not known."""
+    _, wrong = _common(section, report)
+    report.faults(section, [fault for fault in wrong if fault.path[:1] != ("kind",)])
+
+
 def consistent(section: Section, table: EngineTable, kind: EngineKind[Any], report: Report) -> None:
     """Report keys that are right alone and wrong together."""
-    given = table.model_fields_set
-    ways = [key for key in EXCLUSIVE if key in given and not (key == "use_gpu" and table.use_gpu)]
+    ways = [key for key in section.values if key in EXCLUSIVE and (key != "use_gpu" or not table.use_gpu)]
     if len(ways) > 1:
         report.error(section, (ways[1],), f"contradicts {ways[0]}", f"keep one of {', '.join(EXCLUSIVE)}")
     probe = table.probe
-    chosen = [key for key in PROBE_CHOICES if getattr(probe, key)]
+    chosen = [key for key in section.values.get("probe", ()) if key in PROBE_CHOICES and getattr(probe, key)]
     if len(chosen) > 1:
         report.error(
             section, ("probe", chosen[1]), f"is a second probe beside {chosen[0]}", "keep one of them"

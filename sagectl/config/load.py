@@ -139,6 +139,7 @@ def _with_kind(
         else:
             remedy = did_you_mean(wanted, kinds.known) or remedy
             report.error(section, ("kind",), f"no kind is called {describe(wanted)}", remedy)
+        engines.check_common(section, report)
     return section, kind
 
 

@@ -27,13 +27,12 @@ _SPACE = re.compile(r"[ \t]*+")
 _BARE = re.compile(r"[^\s.=\[\]\"'#,{}]++")
 _SCALAR = re.compile(r"[^,\]}\n#]*+")
 _LINE = re.compile(r"[^\n]*+\n?")
-_STRINGS = (
+_LONG = (
     re.compile(r'"""(?:[^"\\]++|\\.|"(?!""))*+"{3,5}', re.DOTALL),
     re.compile(r"'''(?:[^']++|'(?!''))*+'{3,5}"),
-    re.compile(r'"((?:[^"\\\n]++|\\.)*+)"'),
-    re.compile(r"'([^'\n]*+)'"),
 )
-_BASIC, _LITERAL = _STRINGS[2], _STRINGS[3]
+_BASIC = re.compile(r'"((?:[^"\\\n]++|\\.)*+)"')
+_LITERAL = re.compile(r"'([^'\n]*+)'")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b"}
 
@@ -165,11 +164,12 @@ class _Scanner:
         elif self.take("{"):
             self.inline(path)
         else:
-            for pattern in _STRINGS:
+            long = self.text.startswith(('"""', "'''"), self.at)
+            for pattern in _LONG if long else (_BASIC, _LITERAL):
                 if match := pattern.match(self.text, self.at):
                     self.at = match.end()
                     return
-            if self.text.startswith(('"""', "'''"), self.at):
+            if long:
                 # Never closed: all that follows is the string.
                 self.at = len(self.text)
             self.skip(_SCALAR)

@@ -49,8 +49,10 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else f"{value:.3e}"
-        return text if math.isfinite(value) else f"{text} (not a finite number)"
+        # str() of an integer takes no more than 4300 digits, and nobody wants to read forty.
+        if isinstance(value, int) and abs(value) >= 10**30:
+            return f"a number of {int(math.log10(abs(value))) + 1} digits"
+        return str(value)
     if isinstance(value, str):
         return f'"{value[:60]}…"' if len(value) > 60 else f'"{value}"'
     if isinstance(value, list | tuple):
