@@ -126,7 +126,7 @@ def _plan(plan: Reload, dry_run: bool, style: render.Style) -> Iterable[str]:
     ]
     unchanged = plan["unchanged"]
     if not rows:
-        yield f"Nothing changes; {unchanged} engines as before."
+        yield f"Nothing changes ({unchanged} unchanged)."
         return
     what = max(len(row[1]) for row in rows)
     who = max(len(row[2]) for row in rows)

@@ -68,7 +68,7 @@ def cat_verb(session: Session, name: str) -> int:
 
 def _definition(name: str, definition: dict[str, Any], style: render.Style) -> Iterable[str]:
     yield style.paint(f"[engines.{_toml_key(name)}]", "bold")
-    lines = [(f"{_toml_key(key)} = {_toml(entry['value'])}", entry) for key, entry in definition.items()]
+    lines = [(_setting(key, entry["value"]), entry) for key, entry in definition.items()]
     edge = min(48, max((render.cells(line) for line, _ in lines), default=0))
     for line, entry in lines:
         pad = " " * max(0, edge - render.cells(line))
@@ -80,16 +80,15 @@ def _toml_key(key: str) -> str:
     return key if all(c.isalnum() or c in "_-." for c in key) and key.isascii() else json.dumps(key)
 
 
+def _setting(key: str, value: Any) -> str:
+    """`key = value`; TOML has no word for what is not set."""
+    return f"# {key} is not set" if value is None else f"{_toml_key(key)} = {_toml(value)}"
+
+
 def _toml(value: Any) -> str:
-    """A value as the TOML would have it; what TOML cannot say (null) in a comment's words."""
-    if value is None:
-        return "none"
     if isinstance(value, dict):
-        return (
-            "{ " + ", ".join(f"{_toml_key(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-            if value
-            else "{}"
-        )
+        pairs = ", ".join(f"{_toml_key(key)} = {_toml(entry)}" for key, entry in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list):
         return f"[{', '.join(_toml(item) for item in value)}]"
     return json.dumps(value, ensure_ascii=False)

@@ -35,9 +35,14 @@ def log_excerpt(session: Session, engine: Engine, style: render.Style, count: in
         raise
     except errors.SagectlError:
         return []
-    logged = [render.clean(line.rsplit("\r", 1)[-1]) for line in text.rstrip().splitlines()]
+    logged = [_last_written(line) for line in text.rstrip().split("\n")]
     if not any(logged):
         return []
     heading = f"  Last log lines ({engine.get('log_path') or engine['name']}):"
     bar = "│" if style.unicode else "|"
     return [style.paint(heading, "dim"), *(f"  {style.paint(bar, 'dim')} {line}" for line in logged)]
+
+
+def _last_written(line: str) -> str:
+    """What a terminal would show of a line: progress bars overwrite themselves."""
+    return render.clean(line.rstrip("\r").rsplit("\r", 1)[-1])

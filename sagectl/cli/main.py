@@ -70,6 +70,15 @@ class Verbs(click.Group):
             raise click.UsageError(f"There is no command '{args[0]}'.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `sagectl events | head`: nobody wants more, which is no failure
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return exits.OK
+        return code
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, verbs in SECTIONS.items():
             rows = []
@@ -105,16 +114,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code: Any = sagectl.main(
             args=None if arguments is None else list(arguments), prog_name="sagectl", standalone_mode=False
         )
-        sys.stdout.flush()
     except click.ClickException as error:
         return _usage(session, error)
     except errors.SagectlError as error:
         return _failed(session, error)
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
-    except BrokenPipeError:  # `sagectl events | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.OK
     return code if isinstance(code, int) else exits.OK
 
 
