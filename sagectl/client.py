@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
 from sagectl import errors, unixhttp
-from sagectl.unixhttp import Broken, Response
+from sagectl.unixhttp import Broken, Foreign, Response
 
 __all__ = ["Client", "Engine", "Event", "Exit", "Reload", "Status"]
 
@@ -158,12 +158,12 @@ class Client:
 
     def progress(self, ref: str) -> dict[str, Any] | None:
         """How far a job is; None where there is nothing to say."""
-        progress: dict[str, Any] | None = self._json("GET", f"{_engine(ref)}/progress")["progress"]
+        progress: dict[str, Any] | None = self._json("GET", f"{_engine(ref)}/progress", "progress")
         return progress
 
     def kinds(self) -> list[dict[str, Any]]:
         """The engine kinds with their options and origin, and broken plugins with the reason."""
-        kinds: list[dict[str, Any]] = self._json("GET", f"{_API}/kinds")["kinds"]
+        kinds: list[dict[str, Any]] = self._json("GET", f"{_API}/kinds", "kinds")
         return kinds
 
     def openapi(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class Client:
 
     def reload(self, *, dry_run: bool = False, restart: bool = True) -> Reload:
         """Read the configuration again and apply what changed; returns what that is."""
-        query = {"dry_run": dry_run or None, "restart": None if restart else False}
+        query: dict[str, Any] = {"dry_run": dry_run or None, "restart": None if restart else False}
         plan: Reload = self._json("POST", f"{_API}/reload", **query)
         return plan
 
@@ -244,7 +244,7 @@ class Client:
         """
         path = f"{_API}/events"
         if not follow:
-            listed: list[Event] = self._json("GET", path, tail=tail, engine=engine)["events"]
+            listed: list[Event] = self._json("GET", path, "events", tail=tail, engine=engine)
             return iter(listed)
         return self._follow_events(
             self._event_stream(engine, tail, last_event_id), engine, last_event_id, reconnect
@@ -279,10 +279,10 @@ class Client:
         while True:
             with response:
                 try:
-                    for event_id, data in _server_sent(response):
+                    for event_id, data in response.server_sent():
                         last = event_id if event_id is not None else last
-                        if data is not None:
-                            yield data
+                        if data:
+                            yield json.loads(data)
                 except (Broken, OSError) as error:
                     if not reconnect:
                         raise self._gone(error) from error
@@ -308,15 +308,23 @@ class Client:
         return self._engines("POST", f"{_engine(ref)}/{verb}", **query)
 
     def _engines(self, method: str, path: str, **query: Any) -> list[Engine]:
-        engines: list[Engine] = self._json(method, path, **query)["engines"]
+        engines: list[Engine] = self._json(method, path, "engines", **query)
         return engines
 
     def _object(self, method: str, path: str) -> dict[str, Any]:
         result: dict[str, Any] = self._json(method, path)
         return result
 
-    def _json(self, method: str, path: str, *, body: Any = None, **query: Any) -> Any:
-        return json.loads(self._read(method, path, query, body))
+    def _json(
+        self, method: str, path: str, member: str | None = None, *, body: Any = None, **query: Any
+    ) -> Any:
+        """The answer, or the one member of it that is wanted."""
+        raw = self._read(method, path, query, body)
+        try:
+            value = json.loads(raw)
+            return value if member is None else value[member]
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._gone(Foreign("its answer is not the API's")) from error
 
     def _read(self, method: str, path: str, query: Mapping[str, Any], body: Any = None) -> bytes:
         try:
@@ -369,6 +377,9 @@ class Client:
         elif isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
             what = f"No daemon answers on {self.socket_path}"
             remedy = "Start one with `systemctl start sagectld`, or in the foreground with `sagectld`"
+        elif isinstance(error, Foreign):
+            what = f"What answers on {self.socket_path} is no sagectl daemon ({error})"
+            remedy = "Name the daemon's socket with --socket, or start a daemon with `sagectld`"
         else:
             what = f"The daemon on {self.socket_path} went away ({error})"
             remedy = "Try again; if it is gone, `systemctl start sagectld` or `sagectld` starts one"
@@ -383,22 +394,6 @@ def _default_socket() -> str:
 
 def _engine(ref: str) -> str:
     return f"{_API}/engines/{unixhttp.quote(ref)}"
-
-
-def _server_sent(response: Response) -> Iterator[tuple[int | None, Event | None]]:
-    """The stream's blocks: an id (None for a block without one) and the event, if it holds one."""
-    event_id: int | None = None
-    data: list[str] = []
-    for line in response.lines():
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            yield event_id, json.loads("\n".join(data)) if data else None
-            event_id, data = None, []
-        elif field == "data":
-            data.append(value)
-        elif field == "id" and value.isdigit():
-            event_id = int(value)
 
 
 _BY_CODE: Mapping[str, type[errors.SagectlError]] = {

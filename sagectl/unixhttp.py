@@ -16,7 +16,11 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 
 class Broken(Exception):
-    """The peer ended the connection early or did not speak HTTP."""
+    """The peer ended the connection early."""
+
+
+class Foreign(Broken):
+    """The peer says what no sagectl daemon says."""
 
 
 class Response:
@@ -32,7 +36,7 @@ class Response:
     def _head(self) -> tuple[int, dict[str, str]]:
         words = self._line().split(" ", 2)
         if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
-            raise Broken("it does not speak HTTP")
+            raise Foreign("it does not speak HTTP")
         headers: dict[str, str] = {}
         while line := self._line():
             name, _, value = line.partition(":")
@@ -41,6 +45,8 @@ class Response:
 
     def _line(self) -> str:
         line = self._stream.readline(_LINE)
+        if len(line) >= _LINE:
+            raise Foreign("it does not speak HTTP")
         if not line.endswith(b"\n"):
             raise Broken("it closed the connection in the middle of an answer")
         return line.rstrip(b"\r\n").decode("latin-1")
@@ -61,18 +67,33 @@ class Response:
             for line in lines:
                 yield line.removesuffix(b"\r").decode("utf-8", "replace")
 
+    def server_sent(self) -> Iterator[tuple[int | None, str]]:
+        """The body's server-sent events: id (None for one without) and data ("" for an id alone)."""
+        event_id: int | None = None
+        data: list[str] = []
+        for line in self.lines():
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if not line:
+                yield event_id, "\n".join(data)
+                event_id, data = None, []
+            elif field == "data":
+                data.append(value)
+            elif field == "id" and value.isdigit():
+                event_id = int(value)
+
     def pieces(self) -> Iterator[bytes]:
         """The body as it arrives. Raises Broken where it ends before its time."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             yield from self._chunks()
         elif "content-length" in self.headers:
-            yield from self._counted(int(self.headers["content-length"]))
+            yield from self._counted(_number(self.headers["content-length"], 10))
         elif self.status not in (204, 304):
             while piece := self._stream.read1(_PIECE):
                 yield piece
 
     def _chunks(self) -> Iterator[bytes]:
-        while size := int(self._line().partition(";")[0], 16):
+        while size := _number(self._line().partition(";")[0], 16):
             yield from self._counted(size)
             self._line()
         while self._line():
@@ -100,6 +121,13 @@ class Response:
         self.close()
 
 
+def _number(text: str, base: int) -> int:
+    try:
+        return int(text, base)
+    except ValueError:
+        raise Foreign("it does not speak HTTP") from None
+
+
 def request(
     path: str, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: float
 ) -> Response:
@@ -123,10 +151,7 @@ def request(
             connection.sendall(message)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have answered without reading all of it, with 413 say
-        try:
-            return Response(connection)
-        except ValueError as error:
-            raise Broken("it does not speak HTTP") from error
+        return Response(connection)
     except BaseException:
         connection.close()
         raise
