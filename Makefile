@@ -1,0 +1,57 @@
+# make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with one llm engine
+# make test                            every test there is
+# make test-fast                       without those that need torch and transformers
+# make lint                            ruff, mypy, import-linter
+# make format                          let ruff rewrite the sources
+# make clean                           remove the environments and caches (.sagectl stays: it is yours)
+#
+# PYTHON chooses the interpreter (3.11 or newer), SAGECTL_ENVS the directory for the big environment,
+# ARGS further arguments for pytest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(or $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c '$(RECENT)' 2>/dev/null && echo "$$python" && exit; done), \
+	$(error sagectl needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11))
+ENVS = "$(PYTHON)" etc/make/envs.py
+MODEL ?=
+TORCH ?= auto
+ARGS ?=
+
+.PHONY: help up test test-fast lint format clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+up:
+	@$(ENVS) core >/dev/null; \
+	engine=$$($(ENVS) transformers --torch $(TORCH)); \
+	exec .venv/bin/python etc/make/up.py --engine-python "$$engine" --model "$(MODEL)"
+
+test:
+	@$(ENVS) dev >/dev/null; \
+	engine=$$($(ENVS) transformers --torch $(TORCH)); \
+	SAGECTL_TRANSFORMERS_PYTHON="$$engine" .venv/bin/python -m pytest $(ARGS)
+
+test-fast:
+	@$(ENVS) dev >/dev/null; \
+	.venv/bin/python -m pytest -m "not heavy" $(ARGS)
+
+lint:
+	@$(ENVS) dev >/dev/null; set -x; \
+	.venv/bin/ruff check .; \
+	.venv/bin/ruff format --check .; \
+	.venv/bin/mypy; \
+	.venv/bin/lint-imports
+
+format:
+	@$(ENVS) dev >/dev/null; \
+	.venv/bin/ruff check --fix .; \
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .envs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find sagectl plugins tests etc -name __pycache__ -type d -prune -exec rm -rf {} +
