@@ -80,7 +80,7 @@ class Event(TypedDict):
     engine: str | None
     engine_id: str | None
     kind: str
-    level: Literal["info", "warning", "error"]
+    level: Literal["debug", "info", "warning", "error"]
     text: str
     state: str | None
     substate: str | None

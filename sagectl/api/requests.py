@@ -78,6 +78,16 @@ def _value(param: Param, text: str) -> Any:
     return value
 
 
+def no_body(request: web.BaseRequest) -> dict[str, Any]:
+    """Nothing. Raises MalformedRequest for a body where none is read: what it asks for would not happen."""
+    if request.body_exists:
+        raise MalformedRequest(
+            f"{request.method} {shorten(request.path)} takes no body",
+            remedy="Give parameters in the query, such as ?wait=30",
+        )
+    return {}
+
+
 async def read_definition(request: web.BaseRequest, limits: Limits) -> dict[str, Any]:
     """The body as a JSON object. Raises MalformedRequest and Rejected (408, 413, 415)."""
     _check_headers(request, limits)

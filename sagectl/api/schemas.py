@@ -93,7 +93,7 @@ _EVENT = _object(
         "engine": _or_null(TEXT, "null: about the daemon itself"),
         "engine_id": _or_null(TEXT),
         "kind": _said(TEXT, "a word; `lost`: events before this one are no longer kept"),
-        "level": _one_of(["info", "warning", "error"]),
+        "level": _one_of(["debug", "info", "warning", "error"]),
         "text": TEXT,
         "state": _or_null(TEXT),
         "substate": _or_null(TEXT),

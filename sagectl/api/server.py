@@ -17,7 +17,7 @@ from sagectl.api.connections import Connection, Door
 from sagectl.api.limits import Limits
 from sagectl.api.openapi import document
 from sagectl.api.reply import encode
-from sagectl.api.requests import check_ref, read_definition, read_query
+from sagectl.api.requests import check_ref, no_body, read_definition, read_query
 from sagectl.api.rights import Level, Peer, Rights, group_id
 from sagectl.api.routes import Call, NotAllowed, Route, Router
 from sagectl.api.service import Service
@@ -118,7 +118,7 @@ class ApiServer:
         if ref:
             check_ref(ref)
         query = read_query(request, route.params)
-        body = await read_definition(request, self._limits) if route.takes_body else {}
+        body = await read_definition(request, self._limits) if route.takes_body else no_body(request)
         return await route.answer(Call(self.service, request, ref, query, body))
 
 

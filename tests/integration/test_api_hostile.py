@@ -61,6 +61,16 @@ async def test_a_body_that_is_no_definition_is_refused_in_words(
         assert served.control.asked == []
 
 
+async def test_a_body_where_none_is_read_is_not_overlooked(tmp_path: Path) -> None:
+    async with serving(tmp_path, QUICK) as served:
+        served.control.put(running("chat"))
+        reply = await served.ask("POST", f"{BASE}/engines/chat/stop", {"drain": 0})
+        assert reply.status == 400
+        assert "takes no body" in reply.problem()["detail"]
+        assert (await served.ask("POST", f"{BASE}/engines/chat/stop", b"")).status == 202
+        assert served.control.asked == [("stop", "chat", None)]
+
+
 async def test_a_compressed_body_is_not_unpacked(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         reply = await served.ask("POST", f"{BASE}/engines", b"\x1f\x8b", Content_Encoding="gzip")

@@ -76,6 +76,7 @@ def furnish(served: Served) -> None:
     }
     control.journal.record("chat", "engine-1", "ready", "it answers", state="active", substate="ready")
     control.journal.record(None, None, "started", "the daemon runs", level="warning")
+    control.journal.record("chat", "engine-1", "state", "starting", "debug", "activating", "starting")
     (control.logs / "chat.log").write_text("one\ntwo\n")
 
 
