@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ def load(
         InvalidConfig: with every mistake of every file.
     """
     loader = _Loader(Kinds(kinds, broken or {}), texts or {})
-    if config_file in loader.texts or explicit or config_file.exists():
+    if config_file in loader.texts or explicit or _there(config_file):
         loader.read(config_file, drop_in=False)
     for path in _drop_ins(engines_d, loader.texts):
         loader.read(path, drop_in=True)
@@ -86,10 +87,23 @@ def _drop_ins(directory: Path | None, texts: Mapping[Path, str]) -> list[Path]:
     if directory is None:
         return []
     found = {path for path in texts if path.parent == directory}
-    # A missing directory yields nothing; one that cannot be read would hide engines.
-    if directory.exists():
+    if _there(directory):
         found.update(_listed(directory))
     return sorted(path for path in found if path.suffix == ".toml" and not path.name.startswith("."))
+
+
+def _there(path: Path) -> bool:
+    """Something has this name, be it a link to nothing or in a place that cannot be looked into.
+
+    To take such a file for an absent one would be to stop the engines in it.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _listed(directory: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sagectl.config.positions import Path
+from sagectl.config.units import encodable
 from sagectl.config.wording import Fault, faults
 from sagectl.plugin import EngineKind
 
@@ -39,6 +40,8 @@ class KindOptions:
             raise TypeError(f"an option and another's alias are both called {', '.join(sorted(twice))}")
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(options)
+            if not self._adapter.pydantic_complete:
+                self._adapter.rebuild()  # raises what is missing, rather than at the first use
         # PydanticUserError and whatever the annotations raise when they are evaluated.
         except Exception as error:
             raise TypeError(f"the annotations of `options` are not usable: {error}") from error
@@ -113,17 +116,9 @@ def _odd_values(values: Mapping[str, Any]) -> list[Fault]:
             found.append(Fault(path, "is a date or time, which no key takes", "put it in quotes"))
         elif isinstance(value, float) and not math.isfinite(value):
             found.append(Fault(path, f"{value} is not a finite number", "write one"))
-        elif isinstance(value, str) and not _encodable(value):
+        elif isinstance(value, str) and not encodable(value):
             found.append(Fault(path, "holds half of a character", "write it as one"))
     return found
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _type_name(annotation: Any) -> str:

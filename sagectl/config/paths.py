@@ -120,10 +120,11 @@ def prepare(paths: Paths) -> None:
 
 def _make(directory: Path, mode: int, uid: int) -> None:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=mode)
-    except FileExistsError:
-        _inspect(directory, uid)
+        if os.path.lexists(directory):
+            _inspect(directory, uid)
+        else:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=mode)
     except OSError as error:
         raise DaemonRefusal(
             f"cannot make the directory {directory}: {error.strerror}",

@@ -143,7 +143,7 @@ def load_engine(text: str, kinds: Mapping[str, EngineKind[Any]]) -> Engine:
         if not isinstance(values, dict) or values.pop("v", None) != VERSION:
             raise ValueError("not an engine of this version")
         return _engine(values, kinds)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"not an engine: {type(error).__name__}: {error}") from error
 
 
@@ -184,9 +184,11 @@ def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]])
 def _checked(cls: type[_T], values: dict[str, Any]) -> _T:
     """Make a dataclass whose plain fields have the types of their defaults."""
     for field in fields(cls):  # type: ignore[arg-type]
-        if field.default is MISSING or field.default is None or field.name not in values:
+        if field.default is None or field.name not in values:
             continue
-        value, wanted = values[field.name], type(field.default)
+        if field.default is MISSING and field.type != "str":
+            continue
+        value, wanted = values[field.name], str if field.default is MISSING else type(field.default)
         if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
             raise TypeError(f"{field.name} is a {type(value).__name__}")
     return cls(**values)

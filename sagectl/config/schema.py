@@ -3,6 +3,7 @@ where they can be compared with the known ones."""
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -12,6 +13,7 @@ from sagectl.config.units import (
     SIZE_REMEDY,
     BadValue,
     describe,
+    encodable,
     is_share,
     parse_duration,
     parse_share,
@@ -71,25 +73,29 @@ def _string(value: Any) -> Any:
     """Whole numbers are written as strings without harm; 1.10 or true are not."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _no_nul(value)
+    return _text(value)
 
 
-def _no_nul(value: Any) -> Any:
-    if isinstance(value, str) and "\0" in value:
-        raise BadValue("contains a NUL character, which no argument or variable can", "remove it")
+def _text(value: Any) -> Any:
+    """What the kernel takes as an argument or a variable."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise BadValue("contains a NUL character, which no argument or variable can", "remove it")
+        if not encodable(value):
+            raise BadValue("holds half of a character", "write it as one")
     return value
 
 
 def _not_empty(value: Any) -> Any:
     if isinstance(value, str) and not value.strip():
         raise BadValue("is empty", "write a value, or remove the key")
-    return _no_nul(value)
+    return _text(value)
 
 
 def _http_path(value: Any) -> Any:
     if isinstance(value, str) and (not value.startswith("/") or any(c <= " " for c in value)):
         raise BadValue(f"{describe(value)} is not a path on the engine", 'write a path such as "/health"')
-    return value
+    return _text(value)
 
 
 def _command(value: Any) -> Any:
@@ -101,11 +107,16 @@ def _command(value: Any) -> Any:
 
 
 def _loopback(value: Any) -> Any:
-    if isinstance(value, str) and not (value in ("localhost", "::1") or value.startswith("127.")):
-        raise BadValue(
-            f"{describe(value)} is not a loopback address, and engines listen on nothing else",
-            "remove it, and put a gateway or proxy in front of the engine",
-        )
+    if isinstance(value, str) and value != "localhost":
+        try:
+            loopback = ipaddress.ip_address(value).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise BadValue(
+                f"{describe(value)} is not a loopback address, and engines listen on nothing else",
+                "remove it, and put a gateway or proxy in front of the engine",
+            )
     return value
 
 
@@ -152,7 +163,7 @@ PositiveDuration = Annotated[float, BeforeValidator(_positive_duration)]
 Text = Annotated[str, BeforeValidator(_not_empty)]
 String = Annotated[str, BeforeValidator(_string)]
 Reference = Annotated[str, BeforeValidator(_reference)]
-Command = Annotated[list[Annotated[str, BeforeValidator(_no_nul)]], BeforeValidator(_command)]
+Command = Annotated[list[Annotated[str, BeforeValidator(_text)]], BeforeValidator(_command)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 

@@ -62,6 +62,15 @@ def describe(value: Any) -> str:
     return "a date or time" if isinstance(value, date | time) else f"a {type(value).__name__}"
 
 
+def encodable(text: str) -> bool:
+    """The text can be written as UTF-8; JSON's `"\\ud800"` can not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_size(value: Any) -> int:
     """`"20GiB"`, `"500MB"` or a number of bytes → bytes. Raises BadValue."""
     if isinstance(value, int) and not isinstance(value, bool):

@@ -143,7 +143,10 @@ def _load(point: EntryPoint) -> Sequence[EngineKind[Any]]:
     if not manager.hook.sagectl_engine_kinds.get_hookimpls():
         raise _Unusable("implements no hook: mark sagectl_engine_kinds with @hookimpl")
     brought: list[EngineKind[Any]] = []
-    for result in manager.hook.sagectl_engine_kinds():
+    results = manager.hook.sagectl_engine_kinds()
+    if not results:
+        raise _Unusable("sagectl_engine_kinds returned nothing")
+    for result in results:
         if isinstance(result, str | bytes) or not isinstance(result, Iterable):
             raise _Unusable(f"sagectl_engine_kinds returned a {type(result).__name__}, not a sequence")
         brought.extend(result)
@@ -163,8 +166,11 @@ def _check(kind: object) -> None:
         raise _Unusable(f"{what} is called {kind.name!r}, which is no name for a kind")
     if not isinstance(kind.mode, Mode):
         raise _Unusable(f"the mode of kind {kind.name} is {kind.mode!r}, not a sagectl.plugin.Mode")
-    if kind.default_port is not None and not isinstance(kind.default_port, int):
-        raise _Unusable(f"the default_port of kind {kind.name} is {kind.default_port!r}, not a number")
+    port = kind.default_port
+    if port is not None and not (isinstance(port, int) and 1 <= port <= 65535):
+        raise _Unusable(f"the default_port of kind {kind.name} is {port!r}, not a port")
+    if not isinstance(kind.summary, str):
+        raise _Unusable(f"the summary of kind {kind.name} is {kind.summary!r}, not a text")
     try:
         options = options_of(kind)
     except TypeError as error:

@@ -186,6 +186,11 @@ def test_unknown_keys_of_an_engine(text: str, expected: str) -> None:
             'host: "0.0.0.0" is not a loopback address, and engines listen on nothing else '
             "(remove it, and put a gateway or proxy in front of the engine)",
         ),
+        (
+            'host = "127.example.com"',
+            'host: "127.example.com" is not a loopback address, and engines listen on nothing else '
+            "(remove it, and put a gateway or proxy in front of the engine)",
+        ),
         ("labels = { a = 1.5 }", 'labels.a: must be a string, not 1.5 (put it in quotes: "1.5")'),
         ('env = ["A=1"]', "env: must be a table, not an array"),
         ("env = { A = true }", 'env.A: must be a string, not true (put it in quotes: "true")'),
