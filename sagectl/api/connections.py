@@ -38,6 +38,7 @@ class Connection(web.RequestHandler):
         "busy",
         "first_byte",
         "half_closed",
+        "last",
         "line",
         "quiet_since",
         "streaming",
@@ -59,6 +60,7 @@ class Connection(web.RequestHandler):
         self.line: asyncio.Transport | None = None
         self.busy = False
         self.half_closed = False
+        self.last = False
         self.streaming = False
         self.quiet_since = loop.time()
         self.first_byte: float | None = None
@@ -84,7 +86,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Note when a request begins to arrive."""
-        if self.first_byte is None and not self.busy:
+        if self.first_byte is None and not self.busy and not self.last:
             self.first_byte = self._loop.time()
         if self.transport is not None:
             super().data_received(data)
@@ -107,9 +109,10 @@ class Connection(web.RequestHandler):
         self.streaming = False
         self.first_byte = None
 
-    def end(self) -> None:
-        """Its handler is done."""
+    def end(self, *, unread: bool) -> None:
+        """Its handler is done. Where it left some of the body unread, no other request can follow."""
         self.busy = False
+        self.last = unread or self.half_closed
         self.quiet_since = self._loop.time()
 
     def handle_error(

@@ -106,10 +106,10 @@ class ApiServer:
             status = 499  # the client left, as nginx counts it
             raise
         finally:
-            connection.end()
+            connection.end(unread=request.can_read_body)
             path, method = (route.path, request.method) if route else ("other", "other")
             self.service.answered[method, path, status] += 1
-        if connection.half_closed:
+        if connection.last:
             response.force_close()
         return response
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from multidict import MultiDict
 
 from sagectl.api.requests import check_ref, parse_object, read_query
@@ -126,3 +129,23 @@ def test_somebody_elses_text_is_made_printable_and_short() -> None:
     assert shorten("chat") == "chat"
     assert shorten("a\x1b[31m") == "a\\x1b[31m"
     assert len(shorten("x" * 1000)) == 80
+
+
+def refusal(read: Callable[[], Any]) -> str:
+    """Why it was refused, "" where it was not."""
+    try:
+        read()
+    except (MalformedRequest, UnknownEngine) as error:
+        return error.detail
+    return ""
+
+
+@given(st.binary(max_size=200) | st.text('{}[]":,0123456789eE+-.\\untrfals \x00\ud800', max_size=60))
+def test_any_bytes_are_an_object_or_refused_in_print(raw: bytes | str) -> None:
+    data = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    assert refusal(lambda: parse_object(data)).isprintable()
+
+
+@given(st.sampled_from([param.name for param in PARAMS] + ["other"]), st.text(max_size=20))
+def test_any_text_is_a_value_or_refused_in_print(name: str, text: str) -> None:
+    assert refusal(lambda: query((name, text))).isprintable()
