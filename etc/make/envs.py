@@ -155,12 +155,17 @@ def brings_cuda(python: Path) -> bool:
     return "+cu" in versions.get("torch", "") or any(name.startswith("nvidia-") for name in versions)
 
 
+def interactive() -> bool:
+    """Somebody reads our questions and can answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def choose_torch(python: Path) -> str:
     """`default` or `cpu`, where the user left it open: never CUDA unasked on a machine without a GPU."""
     if has_gpu() or not brings_cuda(python):
         return "default"
     say(CUDA_WARNING.format(index=CPU_INDEX))
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not interactive():
         say("nobody can be asked here: installing the CPU build. `make up TORCH=cuda` takes the other one.")
         return "cpu"
     while True:
@@ -176,6 +181,16 @@ def choose_torch(python: Path) -> str:
                 raise SystemExit("stopped before torch was installed")
 
 
+def install_torch(python: Path, choice: str) -> None:
+    """The registry's torch, or the CPU build from PyTorch's own index."""
+    if choice != "cpu":
+        return pip(python, "torch")
+    try:
+        pip(python, "--index-url", CPU_INDEX, "torch")
+    except SystemExit as error:
+        raise SystemExit(f"{error}\n`make up TORCH=cuda` takes the registry's torch instead") from None
+
+
 def transformers(torch: str) -> Path:
     """An environment with torch and transformers, named after what it is made from."""
     path = environments() / f"transformers-{key(*TRANSFORMERS, torch)}"
@@ -186,7 +201,7 @@ def transformers(torch: str) -> Path:
             make_venv(path)
             choice = choose_torch(python) if torch == "auto" else {"cuda": "default"}.get(torch, torch)
             say("installing torch (this takes a few minutes)")
-            pip(python, *(("--index-url", CPU_INDEX) if choice == "cpu" else ()), "torch")
+            install_torch(python, choice)
             say("installing transformers")
             pip(python, *TRANSFORMERS)
             stamp.write_text(f"{choice}\n")

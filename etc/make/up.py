@@ -7,6 +7,7 @@ has no variables. It is written again each time while its first line says so; wi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import json
 import os
@@ -74,9 +75,17 @@ def write_configuration(path: Path, text: str) -> bool:
 def build_starter(python: str, home: Path) -> None:
     """Build the untrained model where models live."""
     directory = home / "models" / STARTER
-    if not (directory / "model.safetensors").exists():
-        say("building the starter model (a few seconds)")
-    subprocess.run([python, str(STARTER_PROGRAM), str(directory)], check=True, stdout=sys.stderr)
+    stamp = home / "models" / f".{STARTER}.made-from"
+    wanted = hashlib.sha256(STARTER_PROGRAM.read_bytes()).hexdigest()
+    if directory.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return
+    say("building the starter model (a few seconds)")
+    command = [python, str(STARTER_PROGRAM), "--force", str(directory)]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        raise SystemExit(
+            f"the starter model could not be built; see above. The command: {shlex.join(command)}"
+        )
+    stamp.write_text(wanted)
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -105,6 +114,17 @@ def ask(path: Path) -> dict[str, Any] | None:
         return None
     finally:
         connection.close()
+
+
+def runs(home: Path) -> bool:
+    """Something answers on the socket: its configuration must not be changed under it."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        try:
+            client.connect(os.path.relpath(home / "run" / "sagectl.sock"))
+        except OSError:
+            return False
+        return True
 
 
 def watch(home: Path, ended: threading.Event) -> None:
@@ -202,6 +222,10 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=ROOT / ".sagectl")
     arguments = parser.parse_args()
     home: Path = arguments.home.resolve()
+    if runs(home):
+        say(f"sagectld runs on {home} already: {sagectl(home)} status")
+        say(f"End it with Ctrl-C in its terminal, or with: {sagectl(home)} shutdown")
+        return 1
     model = arguments.model or STARTER
     if model == STARTER:
         build_starter(arguments.engine_python, home)

@@ -61,6 +61,12 @@ def build_tokenizer() -> Any:
     return fast
 
 
+def unprintable(tokenizer: Any) -> list[int]:
+    """Every token but the printable ASCII characters."""
+    printable = {chr(code) for code in range(ord(" "), ord("~") + 1)}
+    return [index for index in range(len(tokenizer)) if tokenizer.decode([index]) not in printable]
+
+
 def build_model(tokenizer: Any) -> Any:
     """A Llama with a head size of 64, which every attention kernel supports."""
     import torch
@@ -76,7 +82,7 @@ def build_model(tokenizer: Any) -> Any:
         num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -84,8 +90,8 @@ def build_model(tokenizer: Any) -> Any:
     )
     config.sagectl_note = f"{NAME}: random weights, its answers mean nothing"
     model = LlamaForCausalLM(config)
-    # Without them a random model may end a chat with its first token, or answer with chat markers.
-    model.generation_config.suppress_tokens = list(range(len(SPECIAL)))
+    # A random model would end a chat with its first token, or answer in markers and control characters.
+    model.generation_config.suppress_tokens = unprintable(tokenizer)
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 128
     return model
