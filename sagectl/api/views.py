@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sagectl.core.engine import Engine, State, Sub
 from sagectl.core.reload import ReloadPlan
+from sagectl.core.times import rfc3339
 from sagectl.plugin import ExitStatus, Mode
 
 if TYPE_CHECKING:
     from sagectl.system.journal import Entry
-
-
-def timestamp(unix: float) -> str:
-    """RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def engine_json(
@@ -58,8 +53,8 @@ def engine_json(
         "transient": engine.transient,
         "autostart": spec.autostart,
         "needs_restart": engine.needs_restart,
-        "since": timestamp(engine.since_wall) if engine.since_wall else None,
-        "started_at": timestamp(process.started_wall) if process else None,
+        "since": rfc3339(engine.since_wall) if engine.since_wall else None,
+        "started_at": rfc3339(process.started_wall) if process else None,
         "last_exit": asdict(engine.last_exit) if engine.last_exit else None,
         "diagnosis": _diagnosis(engine),
         "waiting_for": list(engine.waiting_for),
@@ -105,7 +100,7 @@ def event_json(entry: Entry) -> dict[str, Any]:
     """An event of the journal."""
     return {
         "id": entry.id,
-        "at": timestamp(entry.at),
+        "at": rfc3339(entry.at),
         "engine": entry.engine,
         "engine_id": entry.engine_id,
         "kind": entry.kind,
@@ -121,7 +116,7 @@ def lost_json(count: int) -> dict[str, Any]:
     many = f"Up to {count} events" if count else "Some events"
     return {
         "id": None,
-        "at": timestamp(time.time()),
+        "at": rfc3339(time.time()),
         "engine": None,
         "engine_id": None,
         "kind": "lost",

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,14 +37,6 @@ ALIASES = {
 """SAGE's names → ours."""
 
 _REPLACES = {"": (EXCLUSIVE,), "probe": (PROBE_CHOICES,)}
-
-
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """The kinds that may be used, and the plugins that are broken: name of the plugin → reason."""
-
-    known: Mapping[str, EngineKind[Any]]
-    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 def canonical(section: Section, kind: EngineKind[Any] | None, report: Report) -> Section:
@@ -162,7 +154,9 @@ def check_common(section: Section, report: Report) -> None:
     report.faults(section, [fault for fault in wrong if fault.path[:1] != ("kind",)])
 
 
-def consistent(section: Section, table: EngineTable, kind: EngineKind[Any], report: Report) -> None:
+def consistent(
+    section: Section, table: EngineTable, options: Any, kind: EngineKind[Any], report: Report
+) -> None:
     """Report keys that are right alone and wrong together."""
     ways = [key for key in section.values if key in EXCLUSIVE and (key != "use_gpu" or not table.use_gpu)]
     if len(ways) > 1:
@@ -173,7 +167,7 @@ def consistent(section: Section, table: EngineTable, kind: EngineKind[Any], repo
         report.error(
             section, ("probe", chosen[1]), f"is a second probe beside {chosen[0]}", "keep one of them"
         )
-    if kind.default_port is None and table.port is None:
+    if table.port is None and (kind.default_port is None or not kind.listens(options)):
         for key in {"http", "tcp"}.intersection(chosen):
             report.error(section, ("probe", key), "needs a port, and this engine has none", "add port = …")
     if kind.mode is Mode.RUN and table.restart.policy == "always":
@@ -244,7 +238,7 @@ def specs(
         python=_python(section, table, report),
         host=table.host,
         port=table.port,
-        default_port=kind.default_port,
+        default_port=kind.default_port if kind.listens(checked.options) else None,
         gpu_ids=_gpu_ids(table),
         user=table.user,
         autostart=table.autostart,

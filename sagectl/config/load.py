@@ -10,7 +10,6 @@ from typing import Any
 
 from sagectl.config import engines, sources
 from sagectl.config.checks import Declared, check_dependencies, check_ports
-from sagectl.config.engines import Kinds
 from sagectl.config.names import did_you_mean, name_fault
 from sagectl.config.schema import DECLARED
 from sagectl.config.sections import Origin, Report, Section
@@ -75,7 +74,7 @@ def load(
     Raises:
         InvalidConfig: with every mistake of every file.
     """
-    loader = _Loader(Kinds(kinds, broken or {}), texts or {})
+    loader = _Loader(kinds, broken or {}, texts or {})
     if config_file in loader.texts or explicit or _there(config_file):
         loader.read(config_file, drop_in=False)
     for path in _drop_ins(engines_d, loader.texts):
@@ -126,7 +125,7 @@ def engine_from_body(name: str, body: Mapping[str, Any], kinds: Mapping[str, Eng
     values = {key: value for key, value in body.items() if value is not None and key != "name"}
     api = Section(values, {(): Origin("api")} | {(key,): Origin("api", key=key) for key in values})
     made: tuple[EngineSpec, ...] = ()
-    section, kind = _with_kind(name, api, Kinds(kinds), report)
+    section, kind = _with_kind(api, kinds, report)
     if kind is not None:
         section = engines.unknown_keys(section, kind, report)
         made = _build(name, section, kind, report, api=True)
@@ -138,20 +137,20 @@ def engine_from_body(name: str, body: Mapping[str, Any], kinds: Mapping[str, Eng
 
 
 def _with_kind(
-    name: str, own: Section, kinds: Kinds, report: Report
+    own: Section, kinds: Mapping[str, EngineKind[Any]], report: Report
 ) -> tuple[Section, EngineKind[Any] | None]:
     """The section by its proper keys, and its kind; None, and a problem, where there is no such kind."""
     wanted = own.values.get("kind", own.values.get("engine_kind"))
-    kind = kinds.known.get(wanted) if isinstance(wanted, str) else None
+    kind = kinds.get(wanted) if isinstance(wanted, str) else None
     section = engines.canonical(own, kind, report)
     if kind is None:
-        remedy = f"kinds are {', '.join(sorted(kinds.known))}" if kinds.known else "no plugin is installed"
+        remedy = f"kinds are {', '.join(sorted(kinds))}" if kinds else "no plugin is installed"
         if wanted is None:
             report.error(section, ("kind",), "is required", f'add kind = "…"; {remedy}')
         elif not isinstance(wanted, str):
             report.error(section, ("kind",), f"must be a string, not {describe(wanted)}", remedy)
         else:
-            remedy = did_you_mean(wanted, kinds.known) or remedy
+            remedy = did_you_mean(wanted, kinds) or remedy
             report.error(section, ("kind",), f"no kind is called {describe(wanted)}", remedy)
         engines.check_common(section, report)
     return section, kind
@@ -163,7 +162,7 @@ def _build(
     checked = engines.check(section, kind, report)
     if checked.table is None:
         return ()
-    engines.consistent(section, checked.table, kind, report)
+    engines.consistent(section, checked.table, checked.options, kind, report)
     engines.secrets(section, checked.table, report, api=api)
     return engines.specs(name, section, checked, kind, report)
 
@@ -171,11 +170,14 @@ def _build(
 class _Loader:
     """One pass over the files of a configuration."""
 
-    def __init__(self, kinds: Kinds, texts: Mapping[Path, str]) -> None:
+    def __init__(
+        self, kinds: Mapping[str, EngineKind[Any]], broken: Mapping[str, str], texts: Mapping[Path, str]
+    ) -> None:
         self.kinds = kinds
+        self.broken = broken
         self.texts = texts
         self.report = Report()
-        self.broken: list[Problem] = []
+        self.unusable: list[Problem] = []
         self.files: list[str] = []
         self.complete = True
         self.daemon, self.gpu = DaemonSettings(), GpuSettings()
@@ -215,7 +217,7 @@ class _Loader:
             self.daemon = daemon_settings(sources.section(document, (key,)), self.report)
         elif key == "gpu":
             section = self.gpu_section = sources.section(document, (key,))
-            self.gpu = gpu_settings(section, [*self.kinds.known, *self.kinds.broken], self.report)
+            self.gpu = gpu_settings(section, [*self.kinds, *self.broken], self.report)
         elif key == "defaults":
             for kind, section in sources.sections(document, key, "defaults").items():
                 self.take_defaults(kind, section)
@@ -224,15 +226,15 @@ class _Loader:
                 self.take_engine(name, section)
 
     def take_defaults(self, name: str, section: Section) -> None:
-        kind = self.kinds.known.get(name)
+        kind = self.kinds.get(name)
         if not isinstance(section.values, Mapping):
             remedy = f"write [defaults.{name}]"
             self.report.error(section, (), f"must be a table, not {describe(section.values)}", remedy)
         elif kind is None:
-            if name in LATER_KINDS or self.kinds.broken:
+            if name in LATER_KINDS or self.broken:
                 self.report.warning(section, (), f"no kind called {describe(name)} is installed")
                 return
-            remedy = did_you_mean(name, self.kinds.known) or f"kinds are {', '.join(self.kinds.known)}"
+            remedy = did_you_mean(name, self.kinds) or f"kinds are {', '.join(self.kinds)}"
             self.report.error(section, (), f"no kind is called {describe(name)}", remedy)
         else:
             section = engines.canonical(section, kind, self.report)
@@ -277,7 +279,7 @@ class _Loader:
             self.not_acted_on(declared.values())
         problems = self.report.sorted()
         if self.report.failed:
-            raise InvalidConfig([*problems, *self.broken])
+            raise InvalidConfig([*problems, *self.unusable])
         built = {spec.name for spec in specs} | {spec.group for spec in specs}
         return Config(
             daemon=self.daemon,
@@ -285,14 +287,14 @@ class _Loader:
             specs=tuple(specs),
             origins=origins,
             files=tuple(self.files),
-            warnings=(*problems, *self.broken),
+            warnings=(*problems, *self.unusable),
             left_out=frozenset(n for one in declared.values() if one.name not in built for n in one.names),
         )
 
     def engine(self, name: str, own: Section) -> tuple[Section, tuple[EngineSpec, ...]]:
         if self.of_broken_plugin(own):
             return engines.canonical(own, None, self.report), ()
-        section, kind = _with_kind(name, own, self.kinds, self.report)
+        section, kind = _with_kind(own, self.kinds, self.report)
         if kind is None:
             return section, ()
         section = engines.unknown_keys(section, kind, self.report)
@@ -301,15 +303,15 @@ class _Loader:
 
     def of_broken_plugin(self, own: Section) -> bool:
         wanted = own.values.get("kind", own.values.get("engine_kind"))
-        broken = self.kinds.broken
-        if not isinstance(wanted, str) or wanted in self.kinds.known or not broken:
+        broken = self.broken
+        if not isinstance(wanted, str) or wanted in self.kinds or not broken:
             return False
         plugin = wanted if wanted in broken else ", ".join(sorted(broken))
         why = f": {broken[wanted]}" if wanted in broken else ""
         origin = own.place(("kind",))
         message = f"no kind is called {describe(wanted)}, and the plugin {plugin} is broken{why}"
         key = own.key(("kind",))
-        self.broken.append(Problem(key, message, "see `sagectl kinds`", origin.file, origin.line))
+        self.unusable.append(Problem(key, message, "see `sagectl kinds`", origin.file, origin.line))
         return True
 
     def not_acted_on(self, declared: Collection[Declared]) -> None:

@@ -238,7 +238,7 @@ def _spawned(engine: Engine, event: ev.Spawned, now: Moment) -> Step:
     if engine.sub is not Sub.STARTING:  # a stop came while the process was being born
         return moves.terminate(engine)
     assert engine.plan is not None
-    record = Record("started", f"process {event.process.pid}")
+    record = Record("started", f"started, process {event.process.pid}")
     if not engine.plan.probes.startup:
         after, actions = moves.ready(engine, now)
         return after, (record, *actions)
@@ -385,7 +385,7 @@ def _timer_fired(engine: Engine, event: ev.TimerFired, now: Moment) -> Step:
 
 def _reattached(engine: Engine, event: ev.Reattached, now: Moment) -> Step:
     engine = replace(engine, process=event.process, launching=False, tree_alive=True)
-    record = Record("adopted", f"process {event.process.pid} went on without a daemon")
+    record = Record("adopted", f"adopted: process {event.process.pid} went on without a daemon")
     if engine.state is State.DEACTIVATING or engine.desired is Desired.STOPPED:
         after, actions = _go_on_down(engine)
         return after, (record, *actions)
@@ -440,7 +440,7 @@ def boot(engine: Engine, spec: EngineSpec, *, autostart: bool) -> Engine:
     Desired is `autostart`, except that transient engines and unfinished jobs keep theirs and a
     completed job stays completed.
     """
-    keeps = engine.transient or (spec.mode is Mode.RUN and engine.state is not State.INACTIVE)
+    keeps = engine.transient or (spec.mode is Mode.RUN and engine.generation > 0)
     desired = engine.desired if keeps else Desired.RUNNING if autostart else Desired.STOPPED
     completed = engine.sub is Sub.COMPLETED
     return Engine(

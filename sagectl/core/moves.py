@@ -99,7 +99,7 @@ def ready(engine: Engine, now: Moment) -> Step:
     return engine, (
         CancelTimer(Timer.STARTUP),
         SetTimer(engine.generation, Timer.STABLE, restart.STABLE_AFTER),
-        Record("ready" if serves else "running", f"after {took:.1f} s"),
+        Record("ready", f"ready after {took:.1f} s") if serves else Record("running", "running"),
         *steady_probes(engine),
     )
 

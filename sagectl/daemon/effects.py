@@ -266,7 +266,7 @@ class Effects:
         """The shim started the process."""
         self._post_named(name, ev.Spawned(generation, process))
 
-    def spawn_failed(self, name: str, generation: int, text: str, busy: bool) -> None:
+    def spawn_failed(self, name: str, generation: int, text: str, busy: bool = False) -> None:
         """The shim could not, or would not."""
         self._post_named(name, ev.SpawnFailed(generation, text, busy))
 

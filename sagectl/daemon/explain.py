@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sagectl.core.engine import Desired, Engine, State, Sub
+from sagectl.core.times import rfc3339
 from sagectl.system.journal import Entry
 
 
@@ -27,7 +28,8 @@ def explanation(engine: Engine, history: Sequence[Entry]) -> dict[str, Any]:
         "command": list(engine.plan.argv) if engine.plan else [],
         "notes": list(engine.plan.notes) if engine.plan else [],
         "history": [
-            {"id": e.id, "at": e.at, "kind": e.kind, "level": e.level, "text": e.text} for e in history
+            {"id": e.id, "at": rfc3339(e.at), "kind": e.kind, "level": e.level, "text": e.text}
+            for e in history
         ],
     }
 

@@ -18,6 +18,7 @@ from sagectl.config.load import Config, load
 from sagectl.config.paths import Paths
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, Moment, State
+from sagectl.core.times import rfc3339
 from sagectl.daemon import environment
 from sagectl.daemon.control import Control
 from sagectl.daemon.effects import Effects, World
@@ -97,7 +98,7 @@ class Runtime:
     def _load(self) -> Config:
         file, others = self.paths.config_file, self.paths.engines_d
         broken = {plugin.name: plugin.reason for plugin in self.kinds.broken}
-        return load(file, others, self.by_name, broken=broken, required=self._explicit)
+        return load(file, others, self.by_name, broken=broken, explicit=self._explicit)
 
     def _ports_of_others(self, engine_id: str) -> set[int]:
         others = [engine for engine in self.supervisor if engine.id != engine_id]
@@ -274,7 +275,7 @@ class Runtime:
         return {
             "version": sagectl.__version__,
             "pid": os.getpid(),
-            "started_at": self._started_wall,
+            "started_at": rfc3339(self._started_wall),
             "uptime_seconds": time.monotonic() - self._started,
             "socket": str(self.paths.socket),
             "config_file": str(self.paths.config_file),

@@ -335,7 +335,7 @@ class EngineKind(Protocol[OptionsT_contra]):
     mode: serves, or runs to completion.
     options: a frozen dataclass whose fields are made with `option(...)`; the loader validates the
         TOML's keys into it (pydantic reads its annotations) and refuses unknown ones.
-    default_port: where automatic ports begin, such as 8001; None for kinds that do not listen.
+    default_port: where automatic ports begin, such as 8001; None for kinds that never listen.
     """
 
     @property
@@ -348,6 +348,10 @@ class EngineKind(Protocol[OptionsT_contra]):
     def options(self) -> type: ...
     @property
     def default_port(self) -> int | None: ...
+
+    def listens(self, options: OptionsT_contra) -> bool:
+        """Whether an engine with these options needs a port, to be chosen where the user named none."""
+        ...
 
     def facts(self, request: EngineRequest[OptionsT_contra]) -> Sequence[FactQuery]:
         """What `plan` needs to know of the machine. Asked before each preflight."""

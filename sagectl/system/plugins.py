@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 # The package's attribute of this name is the marker, not the module.
 _HOOKSPECS = importlib.import_module("sagectl.plugin.hookspec")
 _FIELDS = ("name", "summary", "mode", "options", "default_port")
-_METHODS = ("facts", "plan", "explain", "progress")
+_METHODS = ("listens", "facts", "plan", "explain", "progress")
 
 
 @dataclass(frozen=True, slots=True)

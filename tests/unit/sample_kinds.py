@@ -55,6 +55,10 @@ class SampleKind:
         self.default_port = default_port
         self.mode = mode
 
+    def listens(self, options: Any) -> bool:
+        """Wherever it has ports to choose from."""
+        return self.default_port is not None
+
     def facts(self, request: EngineRequest[Any]) -> Sequence[FactQuery]:
         """Nothing."""
         return ()

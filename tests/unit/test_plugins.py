@@ -108,12 +108,12 @@ class Unfinished:
         (lambda: "ab", "sagectl_engine_kinds returned a str, not a sequence"),
         (
             lambda: [Unfinished()],
-            "the kind Unfinished lacks mode, options, default_port, facts, explain, progress",
+            "the kind Unfinished lacks mode, options, default_port, listens, facts, explain, progress",
         ),
         (lambda: [SampleKind], "returned the class SampleKind instead of an instance of it"),
         (
             lambda: [object()],
-            "the kind object lacks name, summary, mode, options, default_port, facts, plan, explain, progress",
+            "the kind object lacks name, summary, mode, options, default_port, listens, facts, plan, explain, progress",
         ),
         (lambda: [kind("Bad Name")], "the kind SampleKind is called 'Bad Name', which is no name for a kind"),
         (lambda: [kind("")], "the kind SampleKind is called '', which is no name for a kind"),

@@ -64,8 +64,11 @@ class ExecKind:
     summary = "any server at all, from a command list (llama.cpp, SGLang, TGI, Ollama, your own)"
     mode = Mode.SERVE
     options = ExecOptions
-    # The command's {port} has to come from somewhere where the TOML names none.
     default_port: int | None = 8100
+
+    def listens(self, options: ExecOptions) -> bool:
+        """The command's {port} has to come from somewhere where the TOML names none."""
+        return "port" in template.used(options.command)
 
     def facts(self, request: EngineRequest[ExecOptions]) -> Sequence[FactQuery]:
         """Where the program is."""

@@ -28,6 +28,10 @@ class LlmKind:
     options = LlmOptions
     default_port: int | None = 8001
 
+    def listens(self, options: LlmOptions) -> bool:
+        """Always: it is a server."""
+        return True
+
     def facts(self, request: EngineRequest[LlmOptions]) -> Sequence[FactQuery]:
         """The interpreter's modules, and what lies where the model's name points to."""
         return transformers_backend.facts(request)
