@@ -9,17 +9,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 Path = tuple[str | int, ...]
 """Keys from the top of a document; an index stands for an element of an array."""
-
-
-class Position(NamedTuple):
-    """Line and column, both counted from 1."""
-
-    line: int
-    column: int
 
 
 _BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
@@ -33,12 +27,16 @@ _LONG = (
 )
 _BASIC = re.compile(r'"((?:[^"\\\n]++|\\.)*+)"')
 _LITERAL = re.compile(r"'([^'\n]*+)'")
+_PLAIN_VALUE = r'(?:"[^"\\\n]*+"(?!")|[A-Za-z0-9+-][A-Za-z0-9_.:+-]*+)(?=[ \t]*+(?:[,\]}#\n]|\Z))'
+_QUICK_VALUE = re.compile(_PLAIN_VALUE)
+_QUICK_PAIR = re.compile(r"([A-Za-z0-9_-]++)[ \t]*+=[ \t]*+" + _PLAIN_VALUE)
+"""What most lines are; the rest of this file is for the others."""
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b"}
 
 
-def scan(text: str) -> Mapping[Path, Position]:
-    """The position of every key, table and array element of a TOML document."""
+def scan(text: str) -> Mapping[Path, int]:
+    """The line, from 1, of every key, table and array element of a TOML document."""
     return _Scanner(text).run()
 
 
@@ -48,13 +46,13 @@ class _Scanner:
         self.text = text.replace("\r\n", "\n")
         self.at = 0
         self.newlines = [match.start() for match in re.finditer("\n", self.text)]
-        self.found: dict[Path, Position] = {}
+        self.found: dict[Path, int] = {}
         self.elements: dict[Path, int] = {}
         self.duplicates: list[Duplicate] = []
         self.explicit: set[Path] = set()
-        self.latest: tuple[Path, Position] | None = None
+        self.latest: tuple[Path, int] | None = None
 
-    def run(self) -> Mapping[Path, Position]:
+    def run(self) -> Mapping[Path, int]:
         table: Path = ()
         while True:
             self.skip(_BLANK)
@@ -79,10 +77,8 @@ class _Scanner:
             return True
         return False
 
-    def position(self, offset: int) -> Position:
-        line = bisect_right(self.newlines, offset - 1)
-        start = self.newlines[line - 1] + 1 if line else 0
-        return Position(line + 1, offset - start + 1)
+    def line(self, offset: int) -> int:
+        return bisect_right(self.newlines, offset - 1) + 1
 
     def header(self) -> Path:
         """`[a.b]` or `[[a.b]]` → the path of what follows, indices of arrays of tables put in."""
@@ -94,50 +90,53 @@ class _Scanner:
         self.skip(_SPACE)
         if not self.take("]]" if array else "]"):
             self.skip(_LINE)
-        position = self.position(start)
+        line = self.line(start)
         path: Path = ()
         for key, _ in keys[:-1]:
-            path = self.last(self.enter((*path, key), position))
+            path = self.last(self.enter((*path, key), line))
         if not keys:
             return path
         path = (*path, keys[-1][0])
         if not array:
-            self.define(path, position)
+            self.define(path, line)
             return self.last(path)
-        self.found.setdefault(path, position)
+        self.found.setdefault(path, line)
         self.elements[path] = self.elements.get(path, -1) + 1
         path = self.last(path)
-        self.found[path] = position
+        self.found[path] = line
         return path
 
     def last(self, path: Path) -> Path:
         return (*path, self.elements[path]) if path in self.elements else path
 
-    def enter(self, path: Path, position: Position) -> Path:
-        self.found.setdefault(path, position)
+    def enter(self, path: Path, line: int) -> Path:
+        self.found.setdefault(path, line)
         return path
 
-    def define(self, path: Path, position: Position) -> None:
+    def define(self, path: Path, line: int) -> None:
         if path in self.explicit:
-            self.duplicates.append(Duplicate(path, self.found[path].line, position.line))
+            self.duplicates.append(Duplicate(path, self.found[path], line))
         self.explicit.add(path)
-        self.found[path] = position
+        self.found[path] = line
+        self.latest = (path, line)
 
     def pair(self, table: Path) -> None:
         """`a.b = value`, recorded below `table`."""
+        if match := _QUICK_PAIR.match(self.text, self.at):
+            self.define((*table, match[1]), self.line(self.at))
+            self.at = match.end()
+            return
         start = self.at
         keys = self.keys()
         path = table
         for key, offset in keys[:-1]:
-            path = self.enter((*path, key), self.position(offset))
+            path = self.enter((*path, key), self.line(offset))
         self.skip(_SPACE)
         if not keys or not self.take("="):
             self.at = start
             return
         path = (*path, keys[-1][0])
-        position = self.position(keys[-1][1])
-        self.define(path, position)
-        self.latest = (path, position)
+        self.define(path, self.line(keys[-1][1]))
         self.skip(_SPACE)
         self.value(path)
 
@@ -159,7 +158,9 @@ class _Scanner:
                 return parts
 
     def value(self, path: Path) -> None:
-        if self.take("["):
+        if match := _QUICK_VALUE.match(self.text, self.at):
+            self.at = match.end()
+        elif self.take("["):
             self.array(path)
         elif self.take("{"):
             self.inline(path)
@@ -183,7 +184,7 @@ class _Scanner:
             start = self.at
             if not self.take(","):
                 element = (*path, index)
-                self.found[element] = self.position(start)
+                self.found[element] = self.line(start)
                 self.value(element)
                 index += 1
             if self.at == start:
@@ -212,6 +213,7 @@ def _unescape(text: str) -> str:
     return _ESCAPE.sub(replace, text) if "\\" in text else text
 
 
+@lru_cache(maxsize=4096)
 def dotted(path: Path) -> str:
     """A path as TOML writes it, without the indices of arrays: `engines.chat.env."a.b"`."""
     return ".".join(_quoted(step) for step in path if isinstance(step, str))
@@ -235,7 +237,7 @@ class Duplicate(NamedTuple):
     second: int
 
 
-def unfinished(text: str) -> tuple[Path, Position] | None:
+def unfinished(text: str) -> tuple[Path, int] | None:
     """The key whose value a text breaks off in."""
     scanner = _Scanner(text)
     scanner.run()

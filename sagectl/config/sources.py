@@ -25,12 +25,11 @@ class Document:
 
     file: str
     values: Mapping[str, Any]
-    lines: Mapping[positions.Path, positions.Position]
+    lines: Mapping[positions.Path, int]
 
     def line(self, path: positions.Path) -> int:
         """The line of a key, 0 where it has none."""
-        found = self.lines.get(path)
-        return found.line if found else 0
+        return self.lines.get(path, 0)
 
 
 def read(path: Path, report: Report, *, text: str | None = None, drop_in: bool = False) -> Document | None:
@@ -111,10 +110,13 @@ def _syntax_error(file: str, text: str, error: tomli.TOMLDecodeError) -> Problem
         what = f"the table [{key}] is declared" if table else "is set"
         text = f"{what} twice, first on line {twice.first}"
         return Problem("" if table else key, text, "remove one of them", file, twice.second)
-    if message in _OPEN and (begun := positions.unfinished(text[: error.pos])) is not None:
-        path, position = begun
+    if (
+        message in _OPEN
+        and (begun := positions.unfinished(text.replace("\r\n", "\n")[: error.pos])) is not None
+    ):
+        path, begins = begun
         text = f"is not valid TOML: {message}, noticed on line {line}"
-        return Problem(positions.dotted(path), text, _OPEN[message], file, position.line)
+        return Problem(positions.dotted(path), text, _OPEN[message], file, begins)
     return Problem("", f"is not valid TOML: {message}", remedy, file, line)
 
 
@@ -128,8 +130,8 @@ def section(document: Document, path: positions.Path, source: str = "file") -> S
     return Section(
         values,
         {
-            found[length:]: _origin(document.file, source, prefix, found[length:], position.line)
-            for found, position in document.lines.items()
+            found[length:]: _origin(document.file, source, prefix, found[length:], line)
+            for found, line in document.lines.items()
             if found[:length] == path
         },
     )
@@ -145,9 +147,9 @@ def sections(document: Document, table: str, source: str) -> dict[str, Section]:
     tables: dict[str, Any] = document.values.get(table, {})
     places: dict[str, dict[positions.Path, Origin]] = {name: {} for name in tables}
     prefixes = {name: positions.dotted((table, name)) for name in tables}
-    for path, position in document.lines.items():
+    for path, line in document.lines.items():
         if len(path) > 1 and path[0] == table and path[1] in places:
             name = str(path[1])
             rest = path[2:]
-            places[name][rest] = _origin(document.file, source, prefixes[name], rest, position.line)
+            places[name][rest] = _origin(document.file, source, prefixes[name], rest, line)
     return {name: Section(value, places[name]) for name, value in tables.items()}

@@ -83,19 +83,13 @@ def parse_size(value: Any) -> int:
         if unit == "":
             raise BadValue(f"{describe(value)} has no unit", SIZE_REMEDY)
         likely = [known for known in _SIZES if known.lower() in (f"{unit}ib".lower(), unit.lower())]
-        hint = f'write "{match_number(value)}{likely[-1]}"' if likely else SIZE_REMEDY
+        hint = f'write "{amount:g}{likely[-1]}"' if likely else SIZE_REMEDY
         raise BadValue(f'"{unit}" is not a unit of size', hint)
     if amount < 0:
         raise BadValue(f"{describe(value)} is negative", SIZE_REMEDY)
     if amount * _SIZES[unit] > MAX_BYTES:
         raise BadValue(f"{describe(value)} is larger than any memory", SIZE_REMEDY)
     return round(amount * _SIZES[unit])
-
-
-def match_number(value: Any) -> str:
-    """The digits at the beginning of an amount."""
-    match = _AMOUNT.match(str(value).strip())
-    return match[1] if match else ""
 
 
 def parse_share(value: Any) -> float:
