@@ -38,11 +38,10 @@ class Config:
     """A configuration without mistakes.
 
     origins: engine → dotted key → where it was given; keys that stand nowhere are not in it.
-    files: those that were read.
-    warnings: worth knowing, and no reason to refuse the rest. One of severity `error` is about an
-        engine that is left out.
-    left_out: names of engines that are declared, but not in `specs`, because their kind's plugin is
-        broken: it must neither keep others from running nor end one that runs.
+    files: those that were read. warnings: worth knowing, and no mistakes.
+    left_out: why an engine that is declared is not in `specs`: the plugin of its kind is broken. It
+        must neither keep others from running nor end one that runs, and yet `check` fails.
+    left_out_names: those engines, replicas included; `reload.plan` is to keep them.
     """
 
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
@@ -51,7 +50,8 @@ class Config:
     origins: Mapping[str, Mapping[str, Origin]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     warnings: tuple[Problem, ...] = ()
-    left_out: frozenset[str] = frozenset()
+    left_out: tuple[Problem, ...] = ()
+    left_out_names: frozenset[str] = frozenset()
 
 
 def load(
@@ -287,8 +287,11 @@ class _Loader:
             specs=tuple(specs),
             origins=origins,
             files=tuple(self.files),
-            warnings=(*problems, *self.unusable),
-            left_out=frozenset(n for one in declared.values() if one.name not in built for n in one.names),
+            warnings=problems,
+            left_out=tuple(self.unusable),
+            left_out_names=frozenset(
+                n for one in declared.values() if one.name not in built for n in one.names
+            ),
         )
 
     def engine(self, name: str, own: Section) -> tuple[Section, tuple[EngineSpec, ...]]:

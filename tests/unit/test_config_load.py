@@ -330,8 +330,8 @@ def test_an_engine_of_a_broken_plugin_is_left_out_and_the_others_are_not() -> No
     text = ENGINE + "depends_on = ['b']\n[engines.b]\nkind = 'diffusion'\nsteps = 4\nreplicas = 2"
     config = read(text, broken={"diffusion": "ImportError: no module named x"})
     assert [spec.name for spec in config.specs] == ["a"]
-    assert config.left_out == {"b", "b@1", "b@2"}
-    assert [(str(p), p.severity) for p in config.warnings] == [
+    assert config.left_out_names == {"b", "b@1", "b@2"}
+    assert [(str(p), p.severity) for p in config.left_out] == [
         (
             '/c/sagectl.toml:6: engines.b.kind: no kind is called "diffusion", and the plugin diffusion is broken: '
             "ImportError: no module named x (see `sagectl kinds`)",
@@ -343,7 +343,7 @@ def test_an_engine_of_a_broken_plugin_is_left_out_and_the_others_are_not() -> No
 def test_a_kind_that_a_broken_plugin_may_bring_is_no_typing_error() -> None:
     config = read("[engines.b]\nkind = 'diffusion'\n[defaults.diffusion]\nx = 1", broken={"acme": "boom"})
     assert config.specs == ()
-    assert "the plugin acme is broken" in str(config.warnings[-1])
+    assert "the plugin acme is broken" in str(config.left_out[0])
 
 
 # --- Files ---------------------------------------------------------------------------------------
