@@ -231,22 +231,18 @@ class Control:
         config = self._reloader.config
         origins = config.origins.get(engine.name, {}) if config else {}
         overridden = engine.name in self._store.overrides()
-        values = persist.public_spec(engine.spec)
-        return {
-            key: {"value": value, "origin": self._origin(key, engine, origins, overridden)}
-            for key, value in values.items()
-        }
-
-    def _origin(self, key: str, engine: Engine, origins: Mapping[str, Origin], overridden: bool) -> str:
-        if key == "autostart" and overridden:
-            return "sagectl enable" if engine.spec.autostart else "sagectl disable"
-        origin = origins.get(key)
-        if origin is None or origin.source == "default":
-            return (
-                "given over the API" if engine.transient and origin is None and key in _GIVEN else "default"
-            )
-        place = f"{origin.file}:{origin.line}"
-        return f"{place} [defaults.{engine.spec.kind}]" if origin.source == "defaults" else place
+        spec = engine.spec
+        usual = persist.flat_spec(EngineSpec(spec.name, spec.kind, mode=spec.mode, python=spec.python))
+        answer = {}
+        for key, value in persist.flat_spec(spec).items():
+            if key == "autostart" and overridden:
+                origin = "sagectl enable" if spec.autostart else "sagectl disable"
+            elif engine.transient:
+                origin = "default" if usual.get(key) == value else "given over the API"
+            else:
+                origin = _place(origins.get(key), spec.kind)
+            answer[key] = {"value": value, "origin": origin}
+        return answer
 
     def kinds(self) -> list[dict[str, Any]]:
         """Kinds with options and origin, and broken plugins with the reason."""
@@ -285,4 +281,8 @@ class Control:
         }
 
 
-_GIVEN = frozenset({"name", "kind", "model", "port", "options"})
+def _place(origin: Origin | None, kind: str) -> str:
+    if origin is None or origin.source == "default":
+        return "default"
+    place = f"{origin.file}:{origin.line}"
+    return f"{place} [defaults.{kind}]" if origin.source == "defaults" else place

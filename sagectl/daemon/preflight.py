@@ -86,7 +86,7 @@ class Preflight:
         if spec.env_file is None:
             return None
         try:
-            envfile.parse(Path(spec.env_file).read_text())
+            envfile.parse(Path(spec.env_file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             where = f"engines.{spec.group or spec.name}.env_file"
             return Refusal(

@@ -94,6 +94,7 @@ class Reloader:
             new,
             restart=restart,
             running={engine.name for engine in declared if _has_process(engine)},
+            keep=config.left_out_names,
             warnings=tuple(str(warning) for warning in config.warnings),
         )
 

@@ -97,8 +97,10 @@ class Runtime:
 
     def _load(self) -> Config:
         file, others = self.paths.config_file, self.paths.engines_d
-        broken = {plugin.name: plugin.reason for plugin in self.kinds.broken}
-        return load(file, others, self.by_name, broken=broken, explicit=self._explicit)
+        broken = self.kinds.broken_by_name()
+        # A file that was there and is gone is a mistake, not the wish to stop every engine.
+        known = self.reloader.config is not None and str(file) in self.reloader.config.files
+        return load(file, others, self.by_name, broken=broken, explicit=self._explicit or known)
 
     def _ports_of_others(self, engine_id: str) -> set[int]:
         others = [engine for engine in self.supervisor if engine.id != engine_id]
