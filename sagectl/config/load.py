@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -145,7 +146,10 @@ def _with_kind(
     section = engines.canonical(own, kind, report)
     if kind is None:
         remedy = f"kinds are {', '.join(sorted(kinds))}" if kinds else "no plugin is installed"
-        if wanted is None:
+        typo = difflib.get_close_matches("kind", own.values, n=1)
+        if wanted is None and typo:
+            report.error(section, (typo[0],), "is an unknown key", f'did you mean "kind"? {remedy}')
+        elif wanted is None:
             report.error(section, ("kind",), "is required", f'add kind = "…"; {remedy}')
         elif not isinstance(wanted, str):
             report.error(section, ("kind",), f"must be a string, not {describe(wanted)}", remedy)

@@ -106,6 +106,8 @@ class Preflight:
 
     def _choose_port(self, engine: Engine) -> int | Refusal | None:
         spec = engine.spec
+        if spec.port is None and spec.default_port is None:
+            return None
         wanted = known_port(engine)
         if wanted is not None and engine.process is not None and wanted == engine.port:
             return wanted  # held by the engine itself: a reload looks before it stops what runs
@@ -118,8 +120,7 @@ class Preflight:
                     why, f"stop whoever holds it, or choose another engines.{spec.group or spec.name}.port",
                     retryable=True,
                 )  # fmt: skip
-        if spec.default_port is None:
-            return None
+        assert spec.default_port is not None
         chosen = ports.first_free(spec.host, spec.default_port, self._taken(engine.id))
         if chosen is None:
             return Refusal(

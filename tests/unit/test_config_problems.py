@@ -559,3 +559,11 @@ engines.d/b.toml:1: engines.b.kind: is required (add kind = "…"; kinds are exe
 engines.d/b.toml:2: engines.b.port: 0 is not a port (leave it out for a free one)""",
         b="[engines.b]\nport = 0\n",
     )
+
+
+def test_a_misspelt_kind_is_found_although_nothing_else_is_known_of_the_engine() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load(Path("/c.toml"), None, KINDS, texts={Path("/c.toml"): '[engines.a]\nkidn = "exec"\n'})
+    assert [str(problem) for problem in caught.value.problems] == [
+        '/c.toml:2: engines.a.kidn: is an unknown key (did you mean "kind"? kinds are exec, job, llm)'
+    ]
