@@ -1,10 +1,10 @@
 """An HTTP server that does what a scenario needs, reports to $MAIL, and starts in a few milliseconds.
 
-    server.py --port P [--ignore-term] [--orphan] [--load SECONDS] [--silent] [--serial] [--late]
+    server.py --port P [--ignore-term] [--orphan] [--load SECONDS] [--silent] [--serial] [--late FILE] [--notify]
 
 GET / answers with its pid. /health; /unready and /ready change what /health says. /hold answers only
-after /release; /stream sends a piece every 20 ms until /release. /log/WORD writes a line, /exit/CODE ends
-the process.
+after /release; /stream sends a piece every 20 ms until /release. /log/WORD writes a line, /notify/FIELD=VALUE
+tells the supervisor, /exit/CODE ends the process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ released = threading.Event()
 def mail(text: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect(os.environ["MAIL"])
+        sock.send(text.encode())
+
+
+def notify(text: str) -> None:
+    address = os.environ["NOTIFY_SOCKET"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
         sock.send(text.encode())
 
 
@@ -61,6 +68,8 @@ def answer(sock: socket.socket, path: str) -> None:
     elif path == "/stream":
         stream(sock)
         return
+    elif path.startswith("/notify/"):
+        notify(path[8:])
     elif path.startswith("/log/"):
         print(path[5:], flush=True)
     elif path.startswith("/exit/"):
@@ -122,6 +131,8 @@ def main() -> None:
         load()
     listener = socket.create_server(("127.0.0.1", int(value("--port"))), backlog=64)
     print(f"server {os.getpid()} listens", flush=True)
+    if "--notify" in WORDS:
+        notify("STATUS=serving\nREADY=1")
     while True:
         sock, _ = listener.accept()
         if "--serial" in WORDS:
