@@ -43,6 +43,8 @@ class Reloader:
         """
         self.config: Config | None = None
         self.starter: Starter | None = None
+        self.applied: Callable[[Config], None] = lambda config: None
+        """Told of each configuration that a reload put in force, for what is not about engines."""
         self._supervisor = supervisor
         self._journal = journal
         self._preflight = preflight
@@ -72,6 +74,7 @@ class Reloader:
             self._rolling.cancel()
         self.config = config
         self._journal.record(None, None, "reloaded", _summary(plan))
+        self.applied(config)
         self.apply(plan, new, start_added=True)
         if plan.restarts:
             self._rolling = asyncio.get_running_loop().create_task(

@@ -112,11 +112,12 @@ class Runtime:
     async def run(self) -> None:
         """Come up, serve until told to end, go down. Raises InvalidConfig, DaemonRefusal at the start."""
         loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.end)
         settings = await self._come_up()
         api = ApiServer(self.control, self.paths.socket, owner_uid=os.geteuid(), group=settings.daemon.group)
         await api.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.end)
+        self.reloader.applied = lambda config: api.regroup(config.daemon.group)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         status = loop.create_task(self._tell_systemd(), name="status")
         log.info("ready: %d engines, socket %s", len(list(self.supervisor)), self.paths.socket)
