@@ -127,7 +127,7 @@ def print_status(session: Session, names: Sequence[str], lines: int) -> int:
         except errors.UnknownEngine as error:
             if len(names) == 1:
                 raise
-            session.note(f"sagectl: {error}")
+            session.complain(error)
             code = exits.UNKNOWN
     if session.json:
         session.dump(engines[0] if len(engines) == 1 == len(names) else {"engines": engines})

@@ -11,7 +11,7 @@ import click
 
 from sagectl import __version__, errors
 from sagectl.cli import exits
-from sagectl.cli.session import Session, error_json
+from sagectl.cli.session import Session
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Engines": {
@@ -117,7 +117,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _usage(session, error)
     except errors.SagectlError as error:
-        return _failed(session, error)
+        session.complain(error)
+        return exits.of_error(error)
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     return code if isinstance(code, int) else exits.OK
@@ -137,19 +138,6 @@ def _usage(session: Session, error: click.ClickException) -> int:
     else:
         error.show()
     return error.exit_code
-
-
-def _failed(session: Session, error: errors.SagectlError) -> int:
-    sys.stdout.flush()
-    if session.json:
-        import json
-
-        session.note(json.dumps(error_json(error), ensure_ascii=False))
-    elif isinstance(error, errors.InvalidConfig):
-        session.note([str(problem) for problem in error.problems])
-    else:
-        session.note(f"sagectl: {error}")
-    return exits.of_error(error)
 
 
 def main() -> None:

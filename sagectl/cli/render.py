@@ -106,10 +106,12 @@ def duration(seconds: float) -> str:
     return " ".join(part for part in parts if not part.startswith("0")) or "0s"
 
 
-def moment(at: str | None) -> datetime | None:
-    """An RFC 3339 time, None where there is none or it is not one."""
+def moment(at: str | float | None) -> datetime | None:
+    """An RFC 3339 time or Unix seconds; None where there is none or it is not one."""
     if not at:
         return None
+    if not isinstance(at, str):
+        return datetime.fromtimestamp(at, UTC)
     try:
         parsed = datetime.fromisoformat(at)
     except ValueError:
@@ -117,7 +119,7 @@ def moment(at: str | None) -> datetime | None:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def ago(at: str | None, now: datetime | None = None) -> str:
+def ago(at: str | float | None, now: datetime | None = None) -> str:
     """`2026-01-05 14:03:11, 3h 12m ago` in local time; "" where there is no time."""
     when = moment(at)
     if when is None:
@@ -127,7 +129,7 @@ def ago(at: str | None, now: datetime | None = None) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}, {duration(round(max(passed, 0)))} ago"
 
 
-def local_time(at: str | None) -> str:
+def local_time(at: str | float | None) -> str:
     """`2026-01-05 14:03:11` in local time."""
     when = moment(at)
     return f"{when.astimezone():%Y-%m-%d %H:%M:%S}" if when else ""

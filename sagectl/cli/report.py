@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ class Awaited:
     """One engine of a wait: before the request, as last read, and what was shown of it.
 
     after: seconds from the request to the verdict, or to the end of the waiting.
-    line: its newest log line. said: the last plain line about it.
+    line: its newest log line. said, warned: the last plain line and the last warning about it.
     """
 
     before: Engine
@@ -29,6 +30,7 @@ class Awaited:
     after: float = 0.0
     line: str = ""
     said: str = ""
+    warned: str = ""
 
     @property
     def id(self) -> str:
@@ -41,27 +43,24 @@ class Awaited:
         return self.before["name"]
 
 
-def outcome(session: Session, goal: Goal, engines: Sequence[Awaited], *, aside: bool = False) -> int:
-    """Say how the wait ended for each engine, and return the exit code.
+def tell(session: Session, awaited: Awaited, verdict: Verdict, *, aside: bool = False) -> None:
+    """Say how the wait for one engine ended; `aside`: success too goes to standard error."""
+    if not verdict.ok:
+        _tell_failure(session, awaited, verdict)
+    elif aside:
+        session.note(_success(awaited, verdict, render.stderr()))
+    else:
+        session.out(_success(awaited, verdict, render.stdout()))
+        sys.stdout.flush()
 
-    aside: success goes to standard error, because standard output belongs to something else.
-    """
+
+def conclude(session: Session, goal: Goal, engines: Sequence[Awaited]) -> int:
+    """Say what is unfinished (or everything, as JSON), and return the exit code."""
     if session.json:
         session.dump({"engines": [a.now for a in engines if a.now is not None]})
-        return exits.OK if all(a.verdict and a.verdict.ok for a in engines) else exits.FAILURE
-    code = exits.OK
-    for awaited in engines:
-        verdict = awaited.verdict
-        if verdict is not None and verdict.ok:
-            style = render.stderr() if aside else render.stdout()
-            (session.note if aside else session.out)(_success(awaited, verdict, style))
-            continue
-        code = exits.FAILURE
-        if verdict is None:
-            session.note(_unfinished(goal, awaited))
-        else:
-            _say_failure(session, awaited, verdict)
-    return code
+    else:
+        session.note(_unfinished(goal, awaited) for awaited in engines if awaited.verdict is None)
+    return exits.OK if all(a.verdict and a.verdict.ok for a in engines) else exits.FAILURE
 
 
 def _success(awaited: Awaited, verdict: Verdict, style: render.Style) -> str:
@@ -91,7 +90,7 @@ def _unfinished(goal: Goal, awaited: Awaited) -> str:
     )
 
 
-def _say_failure(session: Session, awaited: Awaited, verdict: Verdict) -> None:
+def _tell_failure(session: Session, awaited: Awaited, verdict: Verdict) -> None:
     now, style = awaited.now, render.stderr()
     if now is None:
         session.note(f"{awaited.name}: {verdict.why}")

@@ -92,6 +92,9 @@ class Foreground:
                 said = text
             if engine["state"] == "failed":
                 self._session.note(failure_details(self._session, engine, self._style, lines=0))
+                self._note(
+                    f"`sagectl explain {engine['name']}` tells more; `sagectl engine prune` forgets it"
+                )
                 return exits.FAILURE
             if engine["state"] == "inactive" and (
                 engine["substate"] == "completed" or engine["desired"] == "stopped"

@@ -60,6 +60,16 @@ class Session:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
+    def complain(self, error: errors.SagectlError, about: str = "sagectl") -> None:
+        """Print an error to standard error, with every mistake of a definition on a line."""
+        sys.stdout.flush()
+        if self.json:
+            self.note(json.dumps(error_json(error), ensure_ascii=False))
+        elif isinstance(error, errors.InvalidConfig):
+            self.note(str(problem) for problem in error.problems)
+        else:
+            self.note(f"{about}: {error}")
+
     def dump(self, value: Any) -> None:
         """Print JSON."""
         self.out(json.dumps(value, indent=2, ensure_ascii=False))

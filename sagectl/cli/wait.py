@@ -19,7 +19,7 @@ import click
 from sagectl import errors
 from sagectl.cli import exits, render
 from sagectl.cli.live import INTERVAL, Live
-from sagectl.cli.report import Awaited, outcome, reason_of
+from sagectl.cli.report import Awaited, conclude, reason_of, tell
 from sagectl.cli.session import Session
 from sagectl.cli.verdict import Goal, judge
 
@@ -38,6 +38,7 @@ class Wait:
     """The wait for several engines.
 
     timeout: seconds; ends the waiting, not the request.
+    aside: success is told on standard error, because standard output belongs to something else.
     """
 
     session: Session
@@ -45,9 +46,9 @@ class Wait:
     engines: dict[str, Awaited]
     since: int
     timeout: float | None = None
+    aside: bool = False
     started: float = field(default_factory=time.monotonic)
     _inbox: queue.SimpleQueue[tuple[str, str, str]] = field(default_factory=queue.SimpleQueue)
-    _followed: set[str] = field(default_factory=set)
     _live: Live | None = None
     _style: render.Style = field(default_factory=render.stderr)
     _absent_since: float | None = None
@@ -56,12 +57,15 @@ class Wait:
 
     def run(self) -> None:
         """Return when every engine has a verdict, or `timeout` seconds are over."""
+        if self._style.width is not None and not self.session.json:
+            self._live = Live(unicode=self._style.unicode)
         self._judge()
         if not self.open:
             return
-        if self._style.width is not None and not self.session.json:
-            self._live = Live(unicode=self._style.unicode)
         self._spawn(self._read_events)
+        if self._live and self.goal is not Goal.DOWN:
+            for awaited in self.open[:_STREAMED_LOGS]:
+                self._spawn(self._read_log, awaited.id)
         read_at = time.monotonic()
         try:
             while self.open and self._left() > 0:
@@ -105,7 +109,8 @@ class Wait:
         if sort == "log" and awaited is not None:
             awaited.line = text
             return False
-        if sort == "warning" and awaited is not None and awaited.verdict is None:
+        if sort == "warning" and awaited is not None and text not in awaited.said:
+            awaited.warned = text
             self._say(f"{awaited.name}: {text}", "yellow")
         return sort == "lost" or awaited is not None
 
@@ -142,6 +147,10 @@ class Wait:
         for awaited in self.open:
             awaited.after = self.passed
             awaited.verdict = judge(self.goal, awaited.before, awaited.now, awaited.after)
+            if awaited.verdict is not None and not self.session.json:
+                if self._live:
+                    self._live.clear()
+                tell(self.session, awaited, awaited.verdict, aside=self.aside)
 
     # --- what the threads do ---
 
@@ -152,7 +161,8 @@ class Wait:
         try:
             for event in self.session.client.events(follow=True, last_event_id=self.since):
                 sort = "lost" if event["kind"] == "lost" else "event"
-                if event["level"] in ("warning", "error") and sort == "event":
+                # Errors are followed by what comes of them: a warning (restarting), or the verdict.
+                if event["level"] == "warning" and sort == "event":
                     sort = "warning"
                 self._inbox.put((sort, event["engine_id"] or "", render.clean(event["text"])))
         except (errors.SagectlError, OSError):
@@ -181,18 +191,10 @@ class Wait:
         lines: list[str] = []
         frame = self._live.frame()
         for awaited in self.open[:_SHOWN]:
-            self._follow_log(awaited)
             lines += self._lines(awaited, frame)
         if len(self.open) > _SHOWN:
             lines.append(f"  and {len(self.open) - _SHOWN} more")
         self._live.draw(lines)
-
-    def _follow_log(self, awaited: Awaited) -> None:
-        engine_id = awaited.id
-        starting = awaited.now is not None and awaited.now["substate"] == "starting"
-        if starting and engine_id not in self._followed and len(self._followed) < _STREAMED_LOGS:
-            self._followed.add(engine_id)
-            self._spawn(self._read_log, engine_id)
 
     def _lines(self, awaited: Awaited, frame: str) -> Iterator[str]:
         style, now = self._style, awaited.now
@@ -201,9 +203,8 @@ class Wait:
             return
         head = f"{frame} {awaited.name}: "
         state = str(now["substate"])
-        tail = f" {render.duration(int(self.passed)) if self.passed >= 1 else ''}"
-        if now["reason"]:
-            tail += f"  {render.clean(now['reason'])}"
+        tail = f" {render.duration(int(self.passed))}" if self.passed >= 1 else ""
+        tail += f"  {render.clean(now['reason'])}" if now["reason"] else ""
         room = width - render.cells(head) - len(state)
         yield head + style.state(now, state) + render.cut(tail.rstrip(), max(room, 0), unicode=style.unicode)
         if awaited.line and now["substate"] == "starting":
@@ -216,7 +217,7 @@ class Wait:
             return
         text = f"{awaited.name}: {render.state_of(now)}{reason_of(now)}"
         before = f"{awaited.name}: {render.state_of(awaited.before)}{reason_of(awaited.before)}"
-        if text not in (awaited.said, before):
+        if text not in (awaited.said, before) and awaited.warned != now["reason"]:
             awaited.said = text
             self.session.note(text)
 
@@ -234,13 +235,14 @@ def newest_event(session: Session) -> int:
 
 
 @contextmanager
-def interruptible(goal: Goal, names: Sequence[str], session: Session) -> Iterator[None]:
+def interruptible(wait: Wait) -> Iterator[None]:
     """Ctrl-C during a wait says that the request goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        hint = f"`sagectl status {' '.join(names)}` shows how far it is"
-        session.note(f"Interrupted. The {goal.value} goes on; {hint}.")
+        names = " ".join(awaited.name for awaited in wait.open)
+        hint = f"`sagectl status {names}` shows how far it is"
+        wait.session.note(f"Interrupted. The {wait.goal.value} goes on; {hint}.")
         raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
 
@@ -263,14 +265,14 @@ def ask_and_wait(
         except errors.SagectlError as error:
             if len(engines) == 1:
                 raise
-            session.note(f"{engine['name']}: {error}")
+            session.complain(error, engine["name"])
             del awaited[engine["engine_id"]]
             refused += 1
             continue
         for shown in reply:
             if shown["engine_id"] in awaited:
                 awaited[shown["engine_id"]].now = shown
-    code = _finish(Wait(session, goal, awaited, since, timeout, started))
+    code = _finish(Wait(session, goal, awaited, since, timeout, started=started))
     return code or (exits.FAILURE if refused else exits.OK)
 
 
@@ -279,11 +281,10 @@ def follow_up(
 ) -> int:
     """Wait for the request that defined this engine; says everything on standard error."""
     awaited = {engine["engine_id"]: Awaited(before=engine, now=engine)}
-    return _finish(Wait(session, goal, awaited, since, timeout), aside=True)
+    return _finish(Wait(session, goal, awaited, since, timeout, aside=True))
 
 
-def _finish(wait: Wait, *, aside: bool = False) -> int:
-    engines = list(wait.engines.values())
-    with interruptible(wait.goal, [a.name for a in engines], wait.session):
+def _finish(wait: Wait) -> int:
+    with interruptible(wait):
         wait.run()
-    return outcome(wait.session, wait.goal, engines, aside=aside)
+    return conclude(wait.session, wait.goal, list(wait.engines.values()))

@@ -241,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _log(self, name: str, query: dict[str, str]) -> None:
         data = self.server.logs.get(name, b"")
-        if "tail" in query:
+        if "tail" in query and "follow" not in query:  # who follows sees it all as written just now
             lines = data.splitlines(keepends=True)
             data = b"".join(lines[len(lines) - min(len(lines), int(query["tail"])) :])
         self.send_response(200)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_a_failed_start_exits_1_with_reason_remedy_and_log(cli: Cli, daemon: Fak
     assert cli("start", "chat") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "chat: exited with code 1; again in 2 s\n" in captured.err
+    assert captured.err.count("exited with code 1; again in 2 s\n") == 1
     assert captured.err.endswith(
         "chat: failed (exit-code): exited with code 1 while starting\n"
         "  The model does not exist\n"
@@ -166,6 +167,41 @@ def test_a_conflict_of_one_does_not_keep_the_others_from_starting(
     captured = capsys.readouterr()
     assert captured.err.startswith("chat: completed\n")
     assert captured.out.startswith("embed: active (ready)")
+
+
+def test_a_daemon_that_comes_back_is_waited_for(
+    cli: Cli, daemon: FakeDaemon, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait, "SAFETY", 0.05)
+    daemon.script["start", "chat"] = [STARTING, STARTING]
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(cli("start", "chat")))
+    thread.start()
+    with daemon.changed:
+        daemon.changed.wait_for(lambda: len(daemon.events) >= 2, timeout=20)
+    daemon.close()
+    Path(daemon.path).unlink()
+    said = ""
+    while "waiting for it to come back" not in said:
+        assert thread.is_alive(), said
+        said += capsys.readouterr().err
+    next_one = FakeDaemon(Path(daemon.path), [engine("chat", **READY)])
+    thread.join(timeout=20)
+    next_one.close()
+    assert codes == [0]
+    assert "chat: active (ready)" in capsys.readouterr().out
+
+
+def test_a_daemon_that_does_not_come_back_ends_the_wait_with_5(
+    cli: Cli, daemon: FakeDaemon, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait, "SAFETY", 0.05)
+    monkeypatch.setattr(wait, "PATIENCE", 0.1)
+    gone = threading.Thread(target=daemon.close)
+    monkeypatch.setattr(daemon, "step", lambda name=None: gone.start() if name is None else None)
+    daemon.engines["chat"].update(STARTING)
+    assert cli("start", "chat") == 5
+    assert "The daemon went away while this waited" in capsys.readouterr().err
 
 
 def test_engine_start_prints_the_id_alone(cli: Cli, daemon: FakeDaemon, capsys: Out) -> None:
