@@ -283,9 +283,7 @@ class Runtime:
             "socket": str(self.paths.socket),
             "config_file": str(self.paths.config_file),
             "config_files": list(config.files) if config else [],
-            "config_errors": [*self._degraded, *(str(p) for p in config.left_out)]
-            if config
-            else list(self._degraded),
+            "config_errors": [str(p) for p in config.left_out] if config else list(self._degraded),
             "warnings": [str(warning) for warning in config.warnings] if config else [],
             "broken_plugins": [
                 {"name": b.name, "distribution": b.distribution, "reason": b.reason}

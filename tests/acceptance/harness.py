@@ -206,6 +206,7 @@ class Daemon:
         self.mailbox = Mailbox(self.home / "mail")
         self.notified: list[str] = []
         self.events: list[Event] = []
+        self._taken: set[int | None] = set()
         self.process: subprocess.Popen[bytes] | None = None
         self.client = Client(self.home / "run" / "sagectl.sock")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -439,9 +440,11 @@ class Daemon:
         return [self.until_state(name, "ready", "running") for name in names]
 
     def expect_event(self, kind: str, name: str | None = None, timeout: float = PATIENCE) -> Event:
-        """The next event of this kind (and engine) that was not looked at yet."""
+        """The next event of this kind (and engine), each returned once; one that has come already counts."""
         end = time.monotonic() + timeout
+        unread = iter(self.events[:])
         while True:
-            event = self._next_event(end, f"the event {kind}")
-            if event["kind"] == kind and name in (None, event["engine"]):
+            event = next(unread, None) or self._next_event(end, f"the event {kind} of {name}")
+            if event["kind"] == kind and name in (None, event["engine"]) and event["id"] not in self._taken:
+                self._taken.add(event["id"])
                 return event
