@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +115,10 @@ def core(*, development: bool) -> Path:
     python = path / "bin" / "python"
     requirements = {".made-for-development": ".[test,lint]", ".made": "."}
     stamp, requirement = list(requirements.items())[0 if development else 1]
-    wanted = key((ROOT / "pyproject.toml").read_text(encoding="utf-8"), str(path))
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    # Not the tables of ruff and mypy: they change nothing that is installed.
+    installed = [declared["build-system"], declared["project"], declared["tool"]["hatch"]]
+    wanted = key(json.dumps(installed), str(path))
     with held(ROOT):
         made = {
             name for name in requirements if (path / name).exists() and (path / name).read_text() == wanted

@@ -102,11 +102,11 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(os.path.relpath(self._path))
 
 
-def ask(path: Path) -> dict[str, Any] | None:
+def ask(home: Path, method: str = "GET", verb: str = "") -> dict[str, Any] | None:
     """The engine as sagectld describes it; None while nobody answers."""
-    connection = UnixConnection(str(path))
+    connection = UnixConnection(str(home / "run" / "sagectl.sock"))
     try:
-        connection.request("GET", f"/v1/management/engines/{ENGINE}")
+        connection.request(method, f"/v1/management/engines/{ENGINE}{verb}")
         answer = connection.getresponse()
         found = json.loads(answer.read())
         return found if answer.status == 200 else None
@@ -130,14 +130,19 @@ def runs(home: Path) -> bool:
 def watch(home: Path, ended: threading.Event) -> None:
     """Tell each change of the engine's state until it is ready for the first time, then how to use it."""
     told = ""
-    while not ended.wait(0.5):
-        engine = ask(home / "run" / "sagectl.sock")
+    while not ended.wait(0.25):
+        engine = ask(home)
         if engine is None:
             continue
-        state = f"{engine['state']} ({engine['substate']})"
+        if not told and engine["state"] in ("failed", "inactive"):
+            # So it ended the last time, and sagectld keeps to that; who says `make up` wants it to run.
+            ask(home, "POST", "/start")
+            told = "asked"
+            continue
         if engine["state"] == "active" and engine["substate"] == "ready":
             say(hints(home, engine))
             return
+        state = f"{engine['state']} ({engine['substate']})"
         if state != told:
             say(f"{ENGINE}: {state}" + (f": {engine['reason']}" if engine.get("reason") else ""))
             told = state

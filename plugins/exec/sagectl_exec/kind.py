@@ -70,6 +70,10 @@ class ExecKind:
         """The command's {port} has to come from somewhere where the TOML names none."""
         return "port" in template.used(options.command)
 
+    def listens(self, options: ExecOptions) -> bool:
+        """Where the command asks for a port; a server that knows its own may still be given `port`."""
+        return "port" in template.used(options.command)
+
     def facts(self, request: EngineRequest[ExecOptions]) -> Sequence[FactQuery]:
         """Where the program is."""
         program = _program(request)
