@@ -86,7 +86,7 @@ def events_verb(session: Session, name: str | None, follow: bool, lines: int | N
     """
     count = lines if lines is not None else 10 if follow else 50
     past = list(session.client.events(tail=count if everything else count * _DEBUG_SHARE, engine=name))
-    shown = [event for event in past if everything or not _minor(event)]
+    shown = [event for event in past if everything or not minor(event)]
     shown = shown[len(shown) - min(len(shown), count) :]
     style = render.stdout()
     if session.json:
@@ -109,7 +109,7 @@ def _follow_events(
     sys.stdout.flush()
     width = 0
     for event in session.client.events(engine=name, follow=True, last_event_id=last):
-        if _minor(event) and not everything:
+        if minor(event) and not everything:
             continue
         if session.json:
             session.dump_line(event)
@@ -119,7 +119,7 @@ def _follow_events(
         sys.stdout.flush()
 
 
-def _minor(event: Event) -> bool:
+def minor(event: Event) -> bool:
     """A mere change of state; what led to it has an event of its own."""
     level: str = event["level"]
     return level == "debug"
@@ -137,6 +137,6 @@ def event_line(event: Event, style: render.Style, width: int) -> str:
     look = _LOOKS.get(event["level"], "")
     name = (event["engine"] or "").ljust(width)
     text = render.clean(event["text"]) or event["kind"]
-    if _minor(event) and event["state"]:
+    if minor(event) and event["state"]:
         text = f"{event['state']} ({event['substate']})" + (f": {text}" if event["text"] else "")
     return f"{style.paint(render.local_time(event['at']), 'dim')}  {name}  {style.paint(text, look)}".rstrip()

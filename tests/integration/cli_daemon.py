@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 API = "/v1/management"
+NOBODY = 2**22 + 1
+"""A pid that no process has: above the kernel's highest."""
 NOW = "2026-01-05T12:00:00Z"
 
 
@@ -204,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
     def _status(self) -> None:
         daemon = {
             "version": "0.1.0",
-            "pid": 99,
+            "pid": NOBODY,
             "uptime_seconds": 4000.0,
             "warnings": [],
             "broken_plugins": [],

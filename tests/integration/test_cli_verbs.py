@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sagectl.cli import main
-from tests.integration.cli_daemon import FAILED, READY, STOPPED, FakeDaemon, engine
+from tests.integration.cli_daemon import FAILED, NOBODY, READY, STOPPED, FakeDaemon, engine
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def test_json_has_the_apis_own_fields_wherever_the_flag_stands(
 def test_status_without_a_name_is_the_overview(cli: Cli, capsys: Out) -> None:
     assert cli("status") == 0
     out = capsys.readouterr().out
-    assert out.startswith("sagectld 0.1.0, pid 99, up 1h 6m, 4 engines: 1 active, 1 failed, 2 inactive\n")
+    assert out.startswith(
+        f"sagectld 0.1.0, pid {NOBODY}, up 1h 6m, 4 engines: 1 active, 1 failed, 2 inactive\n"
+    )
     assert "embed" in out
 
 
