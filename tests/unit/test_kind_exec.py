@@ -55,6 +55,13 @@ def test_the_package_brings_one_kind_that_fulfils_the_contract() -> None:
     assert kind.name == "exec"
 
 
+@pytest.mark.parametrize(
+    ("word", "listens"), [("{port}", True), ("--at={host}:{port}", True), ("{{port}}", False), ("x", False)]
+)
+def test_a_port_is_chosen_for_a_command_that_asks_for_one(word: str, listens: bool) -> None:
+    assert KIND.listens(ExecOptions(command=("serve", word))) is listens
+
+
 def test_every_placeholder_is_filled_in() -> None:
     planned = plan(request("serve", "{name}", "-m", "{model}", "{host}:{port}", "--gpus={gpu_ids}"))
     assert isinstance(planned, LaunchPlan)

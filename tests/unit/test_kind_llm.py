@@ -80,6 +80,7 @@ def test_the_package_brings_one_kind_that_fulfils_the_contract() -> None:
     assert isinstance(kind, EngineKind)
     assert kind.name == "llm"
     assert kind.default_port == 8001
+    assert kind.listens(LlmOptions())
 
 
 def test_a_model_of_the_hub_is_served_under_its_own_name() -> None:

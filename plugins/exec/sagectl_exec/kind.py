@@ -67,10 +67,6 @@ class ExecKind:
     default_port: int | None = 8100
 
     def listens(self, options: ExecOptions) -> bool:
-        """The command's {port} has to come from somewhere where the TOML names none."""
-        return "port" in template.used(options.command)
-
-    def listens(self, options: ExecOptions) -> bool:
         """Where the command asks for a port; a server that knows its own may still be given `port`."""
         return "port" in template.used(options.command)
 
