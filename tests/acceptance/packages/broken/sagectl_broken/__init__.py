@@ -1,0 +1,1 @@
+raise RuntimeError("libsomething.so.3 is missing")
