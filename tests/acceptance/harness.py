@@ -66,6 +66,11 @@ def _reserve(port: int) -> socket.socket | None:
     return mark
 
 
+def server_command(*words: str) -> list[str]:
+    """The command of an HTTP engine."""
+    return [sys.executable, "-I", "-S", str(PROGRAMS / "server.py"), "--port", "{port}", *words]
+
+
 def get(port: int, path: str = "/", timeout: float = PATIENCE) -> bytes:
     """Ask an engine; the body of its 200. Raises OSError, AssertionError for another status."""
     with socket.create_connection(("127.0.0.1", port), timeout) as sock:
