@@ -54,7 +54,7 @@ def check_verb(session: Session, file: Path | None) -> int:
     except errors.InvalidConfig as error:
         problems = error.problems
     else:
-        problems = config.warnings
+        problems = (*config.warnings, *config.left_out)
     wrong = any(problem.severity == "error" for problem in problems)
     broken = [{"name": b.name, "distribution": b.distribution, "reason": b.reason} for b in kinds.broken]
     if session.json:

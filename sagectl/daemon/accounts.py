@@ -7,7 +7,6 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
 DEFAULT_USER = "sagectl"
 """Whom a root daemon runs engines as where the TOML names nobody and this user exists."""
 
