@@ -186,9 +186,9 @@ class Shim:
     def op_measure(self, message: dict[str, Any]) -> None:
         """→ measured: what the whole tree uses."""
         members = self.engine.members()
-        facts = {**tree.usage(members), "log_written": self.log.written + self.log.dropped}
-        facts |= {"generation": self.engine.generation, "processes": len(members), "id": message.get("id")}
-        self.send(op="measured", **facts)
+        facts: dict[str, Any] = {**tree.usage(members), "processes": len(members)}
+        facts["log_written"] = self.log.written + self.log.dropped
+        self.send(op="measured", id=message.get("id"), generation=self.engine.generation, **facts)
 
     def op_pids(self, message: dict[str, Any]) -> None:
         """→ pids: who lives in the tree."""

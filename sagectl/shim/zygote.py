@@ -59,6 +59,7 @@ def be_shim(order: dict[str, object], fd: int, area: tuple[int, int]) -> None:
         os.close(null)
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         set_title(area, f"sagectl-shim {order['name']}", f"shim:{order['name']}")
+        os.set_inheritable(fd, False)  # received descriptors are; an engine with it would hold the line open
         shim.main(order, socket.socket(fileno=fd))
     except BaseException:  # a shim has nobody to raise to
         import traceback  # rarely needed, and large

@@ -224,7 +224,7 @@ class Processes:
     def kill_tree(self, name: str, generation: int) -> None:
         """SIGKILL everything in the tree until nothing is left. → exited if need be, then tree_empty."""
         engine = self._engines.get(name)
-        if engine is None:
+        if engine is None or (engine.phase is Phase.IDLE and engine.generation != generation):
             self._loop.call_soon(self._emit, lambda: self._sink.tree_empty(name, generation))
         elif engine.generation == generation:
             engine.killing = True
