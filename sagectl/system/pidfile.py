@@ -93,4 +93,3 @@ def is_alive(process: Process) -> bool:
         return not tree.has_ended(fd)
     finally:
         os.close(fd)
-

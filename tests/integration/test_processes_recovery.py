@@ -16,7 +16,7 @@ import pytest
 
 from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
-from sagectl.system import pidfile, processes
+from sagectl.system import pidfile, processes, shim_keeper
 from tests.integration.process_support import (
     HOSTILE,
     SLEEP,
@@ -138,7 +138,7 @@ async def test_a_launch_that_meets_a_dead_shim_starts_once(machine: Machine) -> 
 
 
 async def test_a_shim_that_hangs_is_replaced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "HUNG", 0.2)
+    monkeypatch.setattr(shim_keeper, "HUNG", 0.2)
     process = await machine.start(*SLEEP)
     hung = machine.shim()
     await machine.lose_daemon()
@@ -151,7 +151,7 @@ async def test_a_shim_that_hangs_is_replaced(machine: Machine, monkeypatch: pyte
 async def test_a_connection_that_breaks_is_made_again(machine: Machine) -> None:
     process = await machine.start(*SLEEP)
     shim = machine.shim()
-    link = machine.processes._engines["chat"].link
+    link = machine.processes._engines["chat"].shim._link
     assert link
     link._sock.shutdown(2)
     machine.processes.signal("chat", 1, signal.SIGKILL)

@@ -1,0 +1,169 @@
+"""Keeping in touch with one engine's shim: connecting to it, having it made, replacing it when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sagectl.shim import tree
+from sagectl.system.shim_link import Link, connect
+
+HUNG = 5.0  # seconds without an answer after which a living shim is killed and replaced
+ATTEMPTS = 5  # to reach a shim, before that counts as trouble
+
+
+class ShimOwner(Protocol):
+    """Whom a `ShimKeeper` works for. Called on the event loop."""
+
+    def greeted(self, hello: dict[str, Any], replaced: int) -> None:
+        """A shim said hello; `replaced` is the pid of a dead one in whose place it is, else 0."""
+
+    def received(self, message: dict[str, Any]) -> None:
+        """A message other than hello."""
+
+    def lost(self) -> bool:
+        """The connection is gone. True: see that there is one again."""
+
+    def unreachable(self, text: str) -> bool:
+        """No shim can be had, and why. True: stop trying."""
+
+
+class ShimKeeper:
+    """At most one connection to at most one shim.
+
+    spawn: has a shim made that talks on the given socket.
+    """
+
+    def __init__(self, directory: Path, owner: ShimOwner, spawn: Callable[[socket.socket], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._directory, self._owner, self._spawn = directory, owner, spawn
+        self._link: Link | None = None
+        self._hello: asyncio.Future[bool] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._fd = -1  # pidfd of the shim
+        self.pid = 0
+        self.talking = False  # its hello was read on this connection
+
+    def send(self, message: Mapping[str, Any]) -> bool:
+        """Send to the shim; False where there is none to talk to."""
+        if self._link is None or not self.talking:
+            return False
+        self._link.send(message)
+        return True
+
+    def reach(self) -> asyncio.Task[None]:
+        """See that there is a shim, and that we talk with it; the task is done when that is so."""
+        if self._task is None:
+            self._task = self._loop.create_task(self._until_greeted())
+            self._task.add_done_callback(self._reached)
+        return self._task
+
+    async def close(self) -> None:
+        """Hang up; the shim stays as it is."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._link:
+            self._link.close()
+        self.talking = False
+        self.forget()
+
+    def forget(self) -> None:
+        """The shim is no more; reap it if it was ours, which it is where its zygote died before it."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            reap(os.P_PIDFD, self._fd)
+            os.close(self._fd)
+        self._fd, self.pid = -1, 0
+
+    def _reached(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and not self.talking and not task.exception() and self._owner.lost():
+            self.reach()  # lost again just now
+
+    async def _until_greeted(self) -> None:
+        attempts = 0
+        while True:
+            self._hello = self._loop.create_future()
+            if not self._connect():
+                ours, theirs = socket.socketpair()
+                self._attach(ours)
+                self._spawn(theirs)
+            try:
+                async with asyncio.timeout(HUNG):
+                    if await self._hello:
+                        return
+            except TimeoutError:
+                self._kill_hung()
+            attempts += 1
+            text = self._trouble or f"its shim ends at once (see {self._directory}/shim.crash)"
+            if attempts >= ATTEMPTS and self._owner.unreachable(text):
+                return
+            await asyncio.sleep(0.01 if attempts < ATTEMPTS else 1.0)
+
+    def _connect(self) -> bool:
+        if self._fd >= 0 and tree.has_ended(self._fd):
+            return False
+        try:
+            self._attach(connect(self._directory))
+        except OSError:
+            return False
+        return True
+
+    def _attach(self, sock: socket.socket) -> None:
+        if self._link:
+            self._link.close()
+        self.talking = False
+        self._link = Link(sock, self._received, self._lost)
+
+    def _received(self, message: dict[str, Any]) -> None:
+        if message["op"] == "hello":
+            self._greeted(message)
+        elif message["op"] == "fatal":
+            self._trouble = message["text"]
+        else:
+            self._owner.received(message)
+
+    def _greeted(self, hello: dict[str, Any]) -> None:
+        pid, before = hello["shim_pid"], self.pid
+        if pid != before:
+            self.forget()
+            with contextlib.suppress(OSError):  # it died meanwhile: the end of the connection tells
+                self._fd, self.pid = os.pidfd_open(pid), pid
+                self._loop.add_reader(self._fd, self._died)
+        self.talking = True
+        self._owner.greeted(hello, before if before != pid else 0)
+        if self._hello and not self._hello.done():
+            self._hello.set_result(True)
+
+    def _lost(self) -> None:
+        self._link, self.talking = None, False
+        if self._hello and not self._hello.done():
+            self._hello.set_result(False)
+        if self._owner.lost():
+            self.reach()
+
+    def _died(self) -> None:
+        self._loop.remove_reader(self._fd)
+        if self._link and self.talking:
+            self._link.close()
+            self._lost()
+
+    def _kill_hung(self) -> None:
+        """One that does not answer (stopped, say) is worth less than a new one that adopts."""
+        with contextlib.suppress(OSError, ValueError):
+            pid, since = map(int, (self._directory / "shim.lock").read_text().split())
+            tree.kill_verified(pid, since, signal.SIGKILL)
+
+
+def reap(kind: int, number: int) -> None:
+    """Reap this child if it is one of ours and has ended."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(kind, number, os.WEXITED | os.WNOHANG)
