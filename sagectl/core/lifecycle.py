@@ -182,10 +182,8 @@ def _reset_failed(engine: Engine) -> Step:
     engine = moves.clear_limits(engine)
     if engine.state is not State.FAILED:
         return engine, ()
-    down = replace(
-        engine, desired=Desired.STOPPED, state=State.INACTIVE, sub=Sub.DEAD, reason="", diagnosis=None
-    )
-    return down, ()
+    engine = replace(engine, desired=Desired.STOPPED, diagnosis=None)
+    return replace(engine, state=State.INACTIVE, sub=Sub.DEAD, reason=""), ()
 
 
 def _replace_spec(engine: Engine, event: ev.SpecReplaced) -> Step:

@@ -290,8 +290,9 @@ def test_a_busy_shim_is_emptied_first():
     life = Life(SPEC)
     life.world.children = 3
     life.tell(StartRequested())
+    life.until("deactivating (releasing)")
+    assert life.engine.tree_alive
     life.until("activating (backoff)")
-    assert "deactivating (releasing)" in life.history
     assert life.world.alive == 0
     life.until("active (ready)")
 
@@ -363,3 +364,16 @@ def test_stop_during_launch_signals_as_soon_as_there_is_a_process():
         << ReleaseShim()
         << "inactive (stopped)"
     )
+
+
+def test_a_stop_timer_during_a_launch_kills_nothing_yet():
+    """
+    1. An engine is stopped while it is launched, and asks for time before the news of its spawn arrives.
+    2. That time is over.
+
+    Result: the launch is waited for: what there is to kill is not known yet.
+    """
+    play = launched()
+    assert play >> StopRequested() << StopProbes() << "deactivating (stopping)"
+    assert play >> StatusNotified(1, extend=5.0) << SetTimer(1, Timer.STOP, 5.0)
+    assert play >> 5.0 >> TimerFired(1, Timer.STOP) << "deactivating (stopping)"
