@@ -111,11 +111,12 @@ class Control:
 
     def start_with_dependencies(self, engine: Engine, *, by_user: bool, again: bool = False) -> None:
         """Start what it depends on and is not up, then the engine itself."""
-        specs = {other.name: other.spec for other in self._supervisor}
-        for name in dependencies.pulled_in(engine.name, specs):
-            needed = self._supervisor.named(name)
-            if needed is not None and not needed.up:
-                self._supervisor.post(needed.id, ev.StartRequested(by_user=by_user))
+        if engine.spec.depends_on:
+            specs = {other.name: other.spec for other in self._supervisor}
+            for name in dependencies.pulled_in(engine.name, specs):
+                needed = self._supervisor.named(name)
+                if needed is not None and not needed.up:
+                    self._supervisor.post(needed.id, ev.StartRequested(by_user=by_user))
         self._supervisor.post(engine.id, ev.StartRequested(by_user=by_user, again=again))
 
     def stop(self, engine: Engine, *, drain: float | None = None) -> None:

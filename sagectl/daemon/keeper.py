@@ -18,25 +18,23 @@ log = logging.getLogger("sagectl.keeper")
 
 
 class Keeper:
-    """Writes changes of one turn together, in one commit when the event loop turns."""
+    """Writes what changed when the event loop turns: after all that had to happen at once, in one commit."""
 
     def __init__(self, store: Store, boot_id: str) -> None:
         self.processes: Processes | None = None
         self._store = store
         self._boot_id = boot_id
         self._scheduled = False
+        self._changed: dict[str, Engine] = {}
 
     def keep(self, engine: Engine) -> None:
         """Note an engine as it is now."""
-        text = persist.dump_engine(engine)
-        data = {"boot_id": self._boot_id, "engine": text}
-        self._store.put_engine(engine.id, engine.name, engine.transient, data)
-        if self.processes is not None and engine.process is not None:
-            self.processes.update_context(engine.name, {"engine": text})
+        self._changed[engine.id] = engine
         self._schedule()
 
     def drop(self, engine: Engine) -> None:
         """Forget an engine."""
+        self._changed.pop(engine.id, None)
         self._store.drop_engine(engine.id)
         self._schedule()
 
@@ -48,7 +46,17 @@ class Keeper:
     def flush(self) -> None:
         """Commit. What the disk refuses stays in memory and is tried again at the next change."""
         self._scheduled = False
+        for engine in self._changed.values():
+            self._write(engine)
+        self._changed.clear()
         self._store.flush()
+
+    def _write(self, engine: Engine) -> None:
+        text = persist.dump_engine(engine)
+        data = {"boot_id": self._boot_id, "engine": text}
+        self._store.put_engine(engine.id, engine.name, engine.transient, data)
+        if self.processes is not None and engine.process is not None:
+            self.processes.update_context(engine.name, {"engine": text})
 
 
 def read_row(row: StoredEngine, kinds: Mapping[str, EngineKind[Any]]) -> tuple[Engine, str] | None:

@@ -234,7 +234,7 @@ class Runtime:
         if self.effects.processes is not None:
             await self.effects.processes.close()
         self.keeper.processes = None
-        self.store.flush()
+        self.keeper.flush()
         self.store.close()
 
     # --- Signals and systemd --------------------------------------------------------------------

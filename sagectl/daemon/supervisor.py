@@ -48,6 +48,7 @@ class Supervisor:
         self._journal = journal
         self._engines: dict[str, Engine] = {}
         self._names: dict[str, str] = {}
+        self._waiting: set[str] = set()
         self._queue: deque[tuple[str, Event]] = deque()
         self._turning = False
         self._changed: dict[str, None] = {}
@@ -77,7 +78,7 @@ class Supervisor:
         """Take in an engine, restored or new."""
         self._engines[engine.id] = engine
         self._names[engine.name] = engine.id
-        self._changed[engine.id] = None
+        self._note(engine)
         if not self._turning:
             self._publish()
 
@@ -108,13 +109,20 @@ class Supervisor:
         after, actions = lifecycle.step(before, event, self._clock())
         if after is not before:
             self._engines[engine_id] = after
-            self._changed[engine_id] = None
+            self._note(after)
         for action in actions:
             self._perform(after, action)
         if (after.state, after.sub) != (before.state, before.sub):
             self._journal.record(
                 after.name, after.id, "state", after.reason, "debug", after.state.value, after.substate
             )
+
+    def _note(self, engine: Engine) -> None:
+        self._changed[engine.id] = None
+        if engine.sub is Sub.QUEUED:
+            self._waiting.add(engine.id)
+        else:
+            self._waiting.discard(engine.id)
 
     def _perform(self, engine: Engine, action: Action) -> None:
         match action:
@@ -132,6 +140,7 @@ class Supervisor:
                 del self._engines[engine.id]
                 del self._names[engine.name]
                 self._changed.pop(engine.id, None)
+                self._waiting.discard(engine.id)
                 self._keeper.drop(engine)
                 self._carry_out(engine, action)
             case AwaitDependencies():
@@ -150,11 +159,10 @@ class Supervisor:
             self._journal.record(engine.name, engine.id, "internal-error", text, "error")
 
     def _look_at_dependents(self) -> None:
-        queued = [engine for engine in self._engines.values() if engine.sub is Sub.QUEUED]
-        if not queued:
+        if not self._waiting:
             return
         up = self.up()
-        for engine in queued:
+        for engine in [engine for engine_id, engine in self._engines.items() if engine_id in self._waiting]:
             names = dependencies.waiting_for(engine.spec, up)
             if not names:
                 self._queue.append((engine.id, DependenciesReady(engine.generation)))

@@ -7,7 +7,8 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS events(
 CREATE INDEX IF NOT EXISTS events_of_engine ON events(engine, id);
 """
 _EVENT_COLUMNS = "id, at, engine, engine_id, kind, level, text, state, substate"
+_event_row = attrgetter(*_EVENT_COLUMNS.split(", "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ class Store:
                 else:
                     self._db.execute("DELETE FROM overrides WHERE name = ?", (name,))
             self._db.executemany(
-                "REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(astuple, self._pending)
+                "REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_event_row, self._pending)
             )
             if trim:
                 self._db.execute("DELETE FROM events WHERE id < ?", (self._next_id - KEPT_EVENTS,))
