@@ -147,5 +147,3 @@ def test_exit_codes_say_how_it_went(daemon: Daemon) -> None:
     daemon.configure("[engines.web]\nkind = 3\n")
     assert daemon.cli("check").returncode == 1
     assert daemon.cli("reload").returncode == 1
-
-

@@ -118,8 +118,8 @@ def test_a_changed_launch_that_would_not_start_leaves_the_old_one_running(daemon
     good = (daemon.etc / "sagectl.toml").read_text()
     daemon.start()
     [before] = daemon.until_ready("web")
-    bad = '[engines.web]\nkind = "exec"\ncommand = ["/nowhere/server", "{port}"]\nport = %d\n' % port
-    daemon.configure(bad)
+    bad = '[engines.web]\nkind = "exec"\ncommand = ["/nowhere/server", "{port}"]\n'
+    daemon.configure(f"{bad}port = {port}\n")
     assert daemon.cli("reload").returncode == 0
     event = daemon.expect_event("restart-refused", "web")
     assert "/nowhere/server" in event["text"]

@@ -69,7 +69,16 @@ def test_engine_start_says_why_it_failed_on_standard_error(daemon: Daemon) -> No
     assert re.fullmatch(r"engine-[0-9a-f]{8}\n", failed.stdout)
     assert "cannot load" in failed.stderr
     wrong = daemon.cli(
-        "engine", "start", "--engine-kind", "exec", "-o", "autostrat=1", "-o", "restart.limit=-1", "--", "true"
+        "engine",
+        "start",
+        "--engine-kind",
+        "exec",
+        "-o",
+        "autostrat=1",
+        "-o",
+        "restart.limit=-1",
+        "--",
+        "true",
     )
     assert wrong.returncode == 1
     assert wrong.stdout == ""

@@ -25,9 +25,15 @@ def test_values_of_an_env_file_are_nowhere_but_in_the_engine(daemon: Daemon) -> 
     daemon.configure(
         daemon.web_engine("web", free_port(), env_file='"secrets.env"', env={"DB_PASSWORD": HIDDEN})
         + daemon.engine(
-            "crash", "crash.py", "3", "sorry", env_file='"secrets.env"', probe="{ tcp = true }",
-            restart="{ delay = 0, limit = 2 }", port=free_port(),
-        )  # fmt: skip
+            "crash",
+            "crash.py",
+            "3",
+            "sorry",
+            env_file='"secrets.env"',
+            probe="{ tcp = true }",
+            restart="{ delay = 0, limit = 2 }",
+            port=free_port(),
+        )
     )
     daemon.start()
     [engine] = daemon.until_ready("web")

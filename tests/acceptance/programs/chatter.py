@@ -1,4 +1,4 @@
-"""Writes numbered lines: chatter.py COUNT BATCH PAUSE. Mails "wrote N" after each tenth of them, then stays."""
+"""Writes numbered lines: chatter.py COUNT BATCH PAUSE. Mails "wrote N" after each tenth, then stays."""
 
 import os
 import signal
@@ -10,7 +10,9 @@ count, batch, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 mail = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 mail.connect(os.environ["MAIL"])
 for first in range(0, count, batch):
-    lines = (f"line {number:07d} {'.' * (number % 90)}\n" for number in range(first, min(first + batch, count)))
+    lines = (
+        f"line {number:07d} {'.' * (number % 90)}\n" for number in range(first, min(first + batch, count))
+    )
     data = "".join(lines).encode()
     while data:
         data = data[os.write(1, data) :]

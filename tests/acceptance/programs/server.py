@@ -1,6 +1,7 @@
 """An HTTP server that does what a scenario needs, reports to $MAIL, and starts in a few milliseconds.
 
-    server.py --port P [--ignore-term] [--orphan] [--load SECONDS] [--silent] [--serial] [--late FILE] [--notify]
+    server.py --port P [--ignore-term] [--orphan] [--load SECONDS [--silent]] [--serial] [--late FILE]
+                       [--notify]
 
 GET / answers with its pid. /health; /unready and /ready change what /health says. /hold answers only
 after /release; /stream sends a piece every 20 ms until /release. /log/WORD writes a line, /notify/FIELD=VALUE

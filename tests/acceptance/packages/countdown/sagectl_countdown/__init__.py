@@ -61,9 +61,7 @@ class CountdownKind:
         words += [options.hold or "", str(options.fail_at or 0)]
         return LaunchPlan(argv=tuple(words), progress_file=file)
 
-    def explain(
-        self, request: EngineRequest[CountdownOptions], failure: FailureReport
-    ) -> Diagnosis | None:
+    def explain(self, request: EngineRequest[CountdownOptions], failure: FailureReport) -> Diagnosis | None:
         if any("miscounted" in line for line in failure.log):
             return Diagnosis("It miscounted", "Take `fail_at` out.", retryable=False)
         return None
