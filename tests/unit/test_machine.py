@@ -55,7 +55,7 @@ from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Mode, Refusal
 from sagectl.testing import PLAN, Behaviour, Due, FakeClock, FakeProcesses
 
 SETTINGS = settings(
-    max_examples=int(os.environ.get("SAGECTL_EXAMPLES", "1000" if os.environ.get("CI") else "400")),
+    max_examples=int(os.environ.get("SAGECTL_EXAMPLES", "800" if os.environ.get("CI") else "400")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
