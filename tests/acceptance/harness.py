@@ -44,6 +44,7 @@ def free_port(count: int = 1) -> int:
     Sessions and xdist's workers agree by binding abstract Unix sockets, which end with the process.
     """
     start = PORTS.start + os.getpid() * 61 % (len(PORTS) - 100)
+    first: int
     for first in (*range(start, PORTS.stop - count), *range(PORTS.start, start)):
         held = [_reserve(port) for port in range(first, first + count)]
         if all(held):

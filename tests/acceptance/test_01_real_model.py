@@ -120,7 +120,7 @@ def test_sigkill_of_the_daemon_while_the_model_serves_interrupts_nothing(serving
             serving.start()
             after = serving.show("chat")
             for key in ("engine_id", "pid", "port", "restart_count", "started_at", "substate"):
-                assert after[key] == before[key], key  # type: ignore[literal-required]
+                assert after[key] == before[key], key
             assert (after["uptime_seconds"] or 0) > (before["uptime_seconds"] or 0)
     finally:
         ending.set()
@@ -143,7 +143,7 @@ def test_sigkill_of_the_engine_brings_it_back_under_its_id_name_and_port(serving
         "chat", lambda e: e["substate"] == "ready" and e["pid"] != before["pid"], timeout=LOADING
     )
     for key in ("engine_id", "name", "port"):
-        assert after[key] == before[key]  # type: ignore[literal-required]
+        assert after[key] == before[key]
     assert after["restart_count"] == before["restart_count"] + 1
     assert after["last_exit"] == {"code": None, "signal": 9, "oom_kill": False}
     complete(after["port"] or 0)

@@ -82,7 +82,7 @@ def test_an_engine_never_notices_that_its_daemon_is_killed_twenty_times(daemon: 
             daemon.start()
             now = daemon.show("web")
             for key in ("engine_id", "pid", "port", "restart_count", "started_at", "last_exit", "state"):
-                assert now[key] == engine[key], key  # type: ignore[literal-required]
+                assert now[key] == engine[key], key
             assert now["substate"] == "ready"
             assert (now["uptime_seconds"] or 0.0) >= uptime
             uptime = now["uptime_seconds"] or 0.0
@@ -172,6 +172,83 @@ def test_an_engine_outlives_its_shim_and_its_daemon(daemon: Daemon) -> None:
     assert daemon.tree("web") == [pid]
     assert daemon.cli("stop", "web").returncode == 0
     assert not is_alive(pid)
+
+
+def test_an_engine_killed_together_with_its_shim_is_restarted_once(daemon: Daemon) -> None:
+    """Scenario 2.9: engine and shim get SIGKILL in one breath; the daemon lives.
+
+    Result: one new process under the old id and port; the end was seen as signal 9, or is unknown.
+    """
+    port = daemon.web("web", "--orphan")
+    daemon.start()
+    [engine] = daemon.until_ready("web")
+    orphan = int(daemon.mailbox.expect("orphan"))
+    kill(daemon.shim("web"), engine["pid"] or 0)
+    after = daemon.until("web", lambda e: e["substate"] == "ready" and e["pid"] != engine["pid"])
+    assert (after["engine_id"], after["port"]) == (engine["engine_id"], port)
+    assert after["restart_count"] == 1
+    assert after["last_exit"] is not None
+    assert after["last_exit"]["signal"] in (9, None)
+    assert not is_alive(orphan)
+    assert sorted(daemon.tree("web")) == sorted([after["pid"] or 0, int(daemon.mailbox.expect("orphan"))])
+
+
+def test_a_daemon_killed_during_a_start_or_a_stop_leaves_it_to_the_next(daemon: Daemon) -> None:
+    """Scenario 2.10: one engine still loads, another one was asked to stop and ignores SIGTERM for now. The
+    daemon gets SIGKILL; the next one starts.
+
+    Result: the first goes on loading as the same process and becomes ready; the second is ended at its
+    deadline and stays stopped.
+    """
+    go = daemon.home / "go"
+    stop = "{ drain = 0, timeout = 1 }"
+    daemon.configure(
+        daemon.web_engine("up", free_port(), "--late", str(go))
+        + daemon.web_engine("down", free_port(), "--ignore-term", stop=stop)
+    )
+    daemon.start()
+    daemon.until_ready("down")
+    daemon.mailbox.expect("loading")
+    pid = daemon.show("up")["pid"]
+    daemon.client.stop("down")
+    daemon.mailbox.expect("SIGTERM")
+    daemon.kill()
+    daemon.start()
+    up = daemon.show("up")
+    assert (up["state"], up["substate"], up["pid"]) == ("activating", "starting", pid)
+    go.touch()
+    [ready] = daemon.until_ready("up")
+    assert (ready["pid"], ready["restart_count"]) == (pid, 0)
+    down = daemon.until_state("down", "inactive")
+    assert (down["substate"], down["desired"]) == ("stopped", "stopped")
+    assert daemon.tree("down") == []
+
+
+def test_restarts_leak_no_descriptors(daemon: Daemon) -> None:
+    """Scenario 2.11: the engine gets SIGKILL 25 times.
+
+    Result: daemon and shim have as many descriptors open as after the first restart.
+    """
+    daemon.web()
+    pid = daemon.start()
+    [engine] = daemon.until_ready("web")
+    shim = daemon.shim("web")
+
+    def restart(before: int | None) -> int | None:
+        kill(before or 0)
+        return daemon.until("web", lambda e: e["substate"] == "ready" and e["pid"] != before)["pid"]
+
+    def descriptors() -> list[int]:
+        return [len(os.listdir(f"/proc/{process}/fd")) for process in (pid, shim)]
+
+    current = restart(engine["pid"])
+    before = descriptors()
+    for _ in range(24):
+        current = restart(current)
+    after = descriptors()
+    assert after[1] == before[1]
+    assert after[0] <= before[0] + 2  # a probe may be under way
+    assert daemon.show("web")["restart_count"] == 25
 
 
 def test_engines_start_after_the_zygote_was_killed(daemon: Daemon) -> None:

@@ -88,3 +88,33 @@ def test_dependencies_hold_at_the_daemons_start_too(daemon: Daemon) -> None:
     daemon.until_ready("a-front")
     kinds = [(e["engine"], e["kind"]) for e in daemon.client.events() if e["kind"] in ("started", "ready")]
     assert kinds == [(name, kind) for name in ("z-base", "a-front") for kind in ("started", "ready")]
+
+
+def test_a_group_of_replicas_is_started_and_stopped_as_one(daemon: Daemon) -> None:
+    """Scenario 6.5: an engine has replicas = 2; front depends on the group.
+
+    Result: web@1 and web@2 on consecutive ports; front starts after both are ready; `stop web` stops both
+    and leaves front running; a reload to one replica removes the second.
+    """
+    port = free_port(2)
+    go = daemon.home / "go"
+
+    def replicas(count: int) -> str:
+        return daemon.web_engine("web", port, "--late", str(go), replicas=count, autostart=False)
+
+    front = daemon.web_engine("front", free_port(), depends_on=["web"], autostart=False)
+    daemon.configure(replicas(2) + front)
+    daemon.start()
+    daemon.client.start("front")
+    daemon.mailbox.expect("loading")
+    daemon.mailbox.expect("loading")
+    assert daemon.show("front")["substate"] == "queued"
+    go.touch()
+    daemon.until_ready("web@1", "web@2", "front")
+    assert [daemon.show(f"web@{n}")["port"] for n in (1, 2)] == [port, port + 1]
+    assert daemon.cli("stop", "web").returncode == 0
+    assert [daemon.show(f"web@{n}")["state"] for n in (1, 2)] == ["inactive", "inactive"]
+    assert daemon.show("front")["state"] == "active"
+    daemon.configure(replicas(1) + front)
+    assert daemon.cli("reload").returncode == 0
+    assert daemon.cli("status", "web@2").returncode == 4

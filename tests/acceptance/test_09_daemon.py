@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
+import threading
 
-from tests.acceptance.harness import Daemon, await_end, free_port, is_alive, server_command
+from sagectl.client import Event
+from tests.acceptance.harness import PATIENCE, Daemon, await_end, free_port, is_alive, server_command
 
 
 def test_a_second_daemon_on_the_same_directory_refuses_and_names_the_first(daemon: Daemon) -> None:
@@ -179,8 +182,38 @@ def test_a_damaged_database_is_set_aside_and_rebuilt_from_what_runs(daemon: Daem
     for before in (declared, loose):
         after = daemon.show(before["name"])
         for key in ("engine_id", "pid", "port", "restart_count", "started_at", "transient", "state"):
-            assert after[key] == before[key], key  # type: ignore[literal-required]
+            assert after[key] == before[key], key
         assert daemon.tree(before["name"]) == [before["pid"]]
     assert daemon.show("loose")["engine_id"] == transient["engine_id"]
     assert list((daemon.home / "state").glob("*corrupt*"))
     assert "corrupt" in daemon.cli("status").stdout
+
+
+def test_a_follower_of_events_misses_none_over_three_daemons(daemon: Daemon) -> None:
+    """Scenario 9.9: a client follows the events; the daemon gets SIGKILL, the next one ends in order, and an
+    engine is killed under each.
+
+    Result: the client's stream goes on by itself, with every id once, in order, without a gap.
+    """
+    daemon.web()
+    daemon.start()
+    seen: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def follow() -> None:
+        for event in daemon.client.events(follow=True, last_event_id=0):
+            seen.put(event)
+
+    threading.Thread(target=follow, daemon=True).start()
+    for end in (daemon.kill, daemon.terminate, lambda: None):
+        [engine] = daemon.until_ready("web")
+        os.kill(engine["pid"] or 0, signal.SIGKILL)
+        daemon.until("web", lambda e, pid=engine["pid"]: e["substate"] == "ready" and e["pid"] != pid)  # type: ignore[misc]
+        end()
+        if daemon.process is not None and daemon.process.poll() is not None:
+            daemon.start()
+    daemon.client.stop("web", wait=20)
+    newest = next(event["id"] for event in daemon.client.events(tail=1))
+    ids = [seen.get(timeout=PATIENCE)["id"]]
+    while ids[-1] != newest:
+        ids.append(seen.get(timeout=PATIENCE)["id"])
+    assert ids == list(range(1, len(ids) + 1))
