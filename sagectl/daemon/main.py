@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -16,6 +15,7 @@ import sagectl
 from sagectl.config.paths import Paths, prepare, resolve
 from sagectl.errors import DaemonRefusal, InvalidConfig, SagectlError
 from sagectl.system import requirements
+from sagectl.system.start_zygote import start_zygote
 
 log = logging.getLogger("sagectld")
 
@@ -45,9 +45,13 @@ def main(config_file: Path | None, verbose: bool) -> None:
         paths = resolve(os.environ, os.geteuid(), config_file=config_file)
         prepare(paths)
         with locked(paths):
+            zygote = start_zygote()
+            # Only now, so that these large imports and the zygote's own run side by side.
+            import asyncio
+
             from sagectl.daemon.runtime import serve
 
-            asyncio.run(serve(paths, explicit=config_file is not None))
+            asyncio.run(serve(paths, zygote, explicit=config_file is not None))
     except InvalidConfig as error:
         for problem in error.problems:
             click.echo(f"{problem.severity}: {problem}", err=True)

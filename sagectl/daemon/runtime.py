@@ -13,11 +13,10 @@ import time
 from typing import Any
 
 import sagectl
-from sagectl.api.server import ApiServer
 from sagectl.config.load import Config, load
 from sagectl.config.paths import Paths
 from sagectl.core import events as ev
-from sagectl.core.engine import Engine, Moment, State
+from sagectl.core.engine import Engine, Moment, State, Sub
 from sagectl.core.times import rfc3339
 from sagectl.daemon import environment
 from sagectl.daemon.control import Control
@@ -31,17 +30,20 @@ from sagectl.errors import InvalidConfig, SagectlError
 from sagectl.system import pidfile, plugins, sdnotify
 from sagectl.system.journal import Journal
 from sagectl.system.processes import Processes
+from sagectl.system.start_zygote import Started
 from sagectl.system.store import Store
 
 log = logging.getLogger("sagectld")
 
 STATUS_SECONDS = 1.0
 """How soon a change shows in `systemctl status`; a storm of restarts is told once."""
+PREFLIGHTS_SECONDS = 0.3
+"""How long the control API may wait for the first launches to be under way."""
 
 
-async def serve(paths: Paths, *, explicit: bool) -> None:
+async def serve(paths: Paths, zygote: Started, *, explicit: bool) -> None:
     """Run the daemon on these paths until it is told to end. Raises InvalidConfig, DaemonRefusal."""
-    await Runtime(paths, explicit=explicit).run()
+    await Runtime(paths, zygote, explicit=explicit).run()
 
 
 def now() -> Moment:
@@ -52,12 +54,13 @@ def now() -> Moment:
 class Runtime:
     """One run of the daemon."""
 
-    def __init__(self, paths: Paths, *, explicit: bool) -> None:
+    def __init__(self, paths: Paths, zygote: Started, *, explicit: bool) -> None:
         """
         Args:
             explicit: the configuration was named, so that its absence is an error.
         """
         self.paths = paths
+        self._zygote = zygote
         self._explicit = explicit
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -115,6 +118,10 @@ class Runtime:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.end)
         settings = await self._come_up()
+        # The engines' way up goes on in their shims, while this process imports aiohttp, its largest part.
+        await self.supervisor.until(self._all_launched, PREFLIGHTS_SECONDS)
+        from sagectl.api.server import ApiServer
+
         api = ApiServer(self.control, self.paths.socket, owner_uid=os.geteuid(), group=settings.daemon.group)
         await api.start()
         self.reloader.applied = lambda config: api.regroup(config.daemon.group)
@@ -140,6 +147,7 @@ class Runtime:
             self.effects,
             log_max_bytes=log_settings.daemon.log_max_size,
             log_keep=log_settings.daemon.log_keep,
+            zygote=self._zygote,
         )
         # The zygote, and all engines through it, keep the limits that the daemon was started with.
         await processes.open()
@@ -225,6 +233,9 @@ class Runtime:
             sdnotify.extend_timeout(
                 max(e.spec.stop.drain + e.spec.stop.timeout for e in self.supervisor) + 10
             )
+
+    def _all_launched(self) -> bool:
+        return not any(engine.sub is Sub.PREFLIGHT for engine in self.supervisor)
 
     def _all_down(self) -> bool:
         return all(_is_down(engine) for engine in self.supervisor)

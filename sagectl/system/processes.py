@@ -22,6 +22,7 @@ from sagectl.shim import tree
 from sagectl.system import pidfile
 from sagectl.system.shim_keeper import HUNG, ShimKeeper, reap
 from sagectl.system.shim_link import Zygote
+from sagectl.system.start_zygote import Started
 from sagectl.system.supervised import LaunchOrder, ProcessEvents, Supervised
 
 __all__ = ["Found", "LaunchOrder", "Measurement", "ProcessEvents", "Processes"]
@@ -65,6 +66,7 @@ class Processes:
 
     runtime: the directory of PID files and shims; log_dir: of NAME.log.
     nofile: RLIMIT_NOFILE for engines; None for ours as it is now, before the daemon raises its own.
+    zygote: one that was started already.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Processes:
         log_max_bytes: int = 10 << 20,
         log_keep: int = 5,
         nofile: tuple[int, int] | None = None,
+        zygote: Started | None = None,
     ) -> None:
         self._directory = Path(os.path.abspath(runtime)) / "engines"
         self._log_dir = Path(os.path.abspath(log_dir))
@@ -86,6 +89,7 @@ class Processes:
         self._held: list[Callable[[], None]] | None = None  # events during adoption
         self._zombies: dict[tuple[int, int], float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._started_zygote = zygote
         self._zygote: Zygote | None = None
 
     async def open(self) -> None:
@@ -94,7 +98,7 @@ class Processes:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._zygote = Zygote()
+        self._zygote = Zygote(self._started_zygote)
         self._sweep()
 
     async def close(self) -> None:
@@ -226,16 +230,18 @@ class Processes:
         if self._engines.get(engine.name) is engine:
             del self._engines[engine.name]
 
-    def _spawn(self, name: str, sock: socket.socket) -> None:
+    def _spawn(self, name: str, sock: socket.socket) -> bool:
         assert self._zygote
         directory = self._directory / name
+        new = not directory.exists()
         order = {
             "name": name,
             "dir": str(directory),
             "log": {"path": str(self.log_path(name)), **self._log_limits},
-            "mode": "adopt" if directory.exists() else "new",
+            "mode": "new" if new else "adopt",
         }
         self._zygote.spawn(order, sock)
+        return new
 
     def _emit(self, event: Callable[[], None]) -> None:
         if self._held is None:

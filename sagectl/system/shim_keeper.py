@@ -21,6 +21,9 @@ ATTEMPTS = 5  # to reach a shim, before that counts as trouble
 class ShimOwner(Protocol):
     """Whom a `ShimKeeper` works for. Called on the event loop."""
 
+    def made(self) -> None:
+        """A shim is being made where none ever was, so nothing can be alive: it may be told what to do."""
+
     def greeted(self, hello: dict[str, Any], replaced: int) -> None:
         """A shim said hello; `replaced` is the pid of a dead one in whose place it is, else 0."""
 
@@ -37,10 +40,10 @@ class ShimOwner(Protocol):
 class ShimKeeper:
     """At most one connection to at most one shim.
 
-    spawn: has a shim made that talks on the given socket.
+    spawn: has a shim made that talks on the given socket; True where none ever was.
     """
 
-    def __init__(self, directory: Path, owner: ShimOwner, spawn: Callable[[socket.socket], None]) -> None:
+    def __init__(self, directory: Path, owner: ShimOwner, spawn: Callable[[socket.socket], bool]) -> None:
         self._loop = asyncio.get_running_loop()
         self._directory, self._owner, self._spawn = directory, owner, spawn
         self._link: Link | None = None
@@ -50,6 +53,7 @@ class ShimKeeper:
         self._fd = -1  # pidfd of the shim
         self.pid = 0
         self.talking = False  # its hello was read on this connection
+        self.ordered = 0  # the generation whose launch was sent on this connection before the hello
 
     def send(self, message: Mapping[str, Any]) -> bool:
         """Send to the shim; False where there is none to talk to."""
@@ -57,6 +61,12 @@ class ShimKeeper:
             return False
         self._link.send(message)
         return True
+
+    def order(self, generation: int, message: Mapping[str, Any]) -> None:
+        """Send a launch to a shim that is still being made."""
+        if self._link:
+            self._link.send(message)
+            self.ordered = generation
 
     def reach(self) -> asyncio.Task[None]:
         """See that there is a shim, and that we talk with it; the task is done when that is so."""
@@ -95,7 +105,8 @@ class ShimKeeper:
             if not self._connect():
                 ours, theirs = socket.socketpair()
                 self._attach(ours)
-                self._spawn(theirs)
+                if self._spawn(theirs):
+                    self._owner.made()
             try:
                 async with asyncio.timeout(HUNG):
                     if await self._hello:
@@ -120,7 +131,7 @@ class ShimKeeper:
     def _attach(self, sock: socket.socket) -> None:
         if self._link:
             self._link.close()
-        self.talking = False
+        self.talking, self.ordered = False, 0
         self._link = Link(sock, self._received, self._lost)
 
     def _received(self, message: dict[str, Any]) -> None:

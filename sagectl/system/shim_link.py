@@ -8,21 +8,13 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import sagectl
 from sagectl.shim.channel import packed
-
-PACKAGE_PARENT = str(Path(sagectl.__file__).resolve().parent.parent)
-# A main script is never cached as bytecode, a module is; and -I -S keeps everything else out.
-BOOTSTRAP = """import sys
-sys.path.append(sys.argv[1])
-from sagectl.shim.zygote import main
-main(int(sys.argv[2]))"""
+from sagectl.system.start_zygote import Started, start_zygote
 
 
 class Link:
@@ -110,31 +102,26 @@ def connect(directory: Path) -> socket.socket:
 class Zygote:
     """The process that forks shims. Replaced at once when it ends; what was asked meanwhile waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: Started | None = None) -> None:
+        """
+        Args:
+            started: one that was started already.
+        """
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._starts = 0
-        self.start()
+        self._take(started or start_zygote())
 
     @property
     def pid(self) -> int | None:
         """Its process id; None while there is none."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Start it. Returns as soon as the interpreter is being loaded."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-I", "-S", "-c", BOOTSTRAP, PACKAGE_PARENT, str(theirs.fileno())]
-        env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
-        with theirs:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        ours.setblocking(False)
-        self._sock = ours
-        self._loop.add_reader(ours, self._ended)
+    def _take(self, started: Started) -> None:
+        self._process, self._sock = started
+        self._loop.add_reader(self._sock, self._ended)
         self._flush()
 
     def spawn(self, order: Mapping[str, Any], sock: socket.socket) -> None:
@@ -167,7 +154,7 @@ class Zygote:
         if self._process:
             self._process.kill()
             self._process.wait()
-            self.start()
+            self._take(start_zygote())
 
     def _disconnect(self) -> None:
         if self._sock:

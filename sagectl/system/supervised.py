@@ -103,7 +103,7 @@ class Supervised:
         if self.releasing:
             return  # the end of the old shim brings a new one
         if self.shim.talking:
-            self._send_launch(order)
+            self.shim.send(self._launch_message(order))
         else:
             self.shim.reach()
 
@@ -149,21 +149,19 @@ class Supervised:
         finally:
             del self._asked[number]
 
-    def _send_launch(self, order: LaunchOrder) -> None:
-        self.shim.send(
-            {
-                "op": "launch",
-                "generation": order.generation,
-                "argv": order.argv,
-                "env": dict(order.env),
-                "cwd": order.cwd,
-                "user": order.user,
-                "nice": order.nice,
-                "oom_score_adjust": order.oom_score_adjust,
-                "rlimits": dict(order.rlimits),
-                "context": dict(self.context or {}),
-            }
-        )
+    def _launch_message(self, order: LaunchOrder) -> dict[str, Any]:
+        return {
+            "op": "launch",
+            "generation": order.generation,
+            "argv": order.argv,
+            "env": dict(order.env),
+            "cwd": order.cwd,
+            "user": order.user,
+            "nice": order.nice,
+            "oom_score_adjust": order.oom_score_adjust,
+            "rlimits": dict(order.rlimits),
+            "context": dict(self.context or {}),
+        }
 
     # --- What the shim tells ---
 
@@ -179,7 +177,7 @@ class Supervised:
         elif op == "refused" and self.releasing:
             self.releasing = False
             if self._order:
-                self._send_launch(self._order)
+                self.shim.send(self._launch_message(self._order))
         elif generation == self.generation:
             self._received_current(generation, message)
 
@@ -222,6 +220,11 @@ class Supervised:
 
     # --- Meeting and losing shims ---
 
+    def made(self) -> None:
+        """The order goes along with the shim's making, which spares a greeting's way there and back."""
+        if self._order and not self.releasing and not self.adopting:
+            self.shim.order(self._order.generation, self._launch_message(self._order))
+
     def greeted(self, hello: dict[str, Any], replaced: int) -> None:
         """A shim said hello, perhaps in place of a dead one."""
         name, pid, trouble = self.name, hello["shim_pid"], hello["log"]["trouble"]
@@ -253,7 +256,8 @@ class Supervised:
         if self.phase is Phase.LAUNCHING:
             started = running or pidfile.read_started(self.directory)
             if not current and self._order:
-                self._send_launch(self._order)
+                if self.shim.ordered != self.generation:  # else it is about to read it
+                    self.shim.send(self._launch_message(self._order))
             elif started.get("generation", self.generation) == self.generation and started.get("pid"):
                 self._on_started(started)
             else:  # killed between starting it and noting that: it cannot be told from its children
