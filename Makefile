@@ -1,6 +1,7 @@
 # make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with one llm engine
 # make test                            every test there is
 # make test-fast                       without those that need torch and transformers
+# make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter
 # make format                          let ruff rewrite the sources
 # make clean                           remove the environments and caches (.sagectl stays: it is yours)
@@ -21,7 +22,7 @@ MODEL ?=
 TORCH ?= auto
 ARGS ?=
 
-.PHONY: help up test test-fast lint format clean
+.PHONY: help up test test-fast bench lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -39,6 +40,10 @@ test:
 test-fast:
 	@$(ENVS) dev >/dev/null; \
 	.venv/bin/python -m pytest -m "not heavy" $(ARGS)
+
+bench:
+	@$(ENVS) dev >/dev/null; \
+	SAGECTL_BENCHMARKS=full .venv/bin/python -m pytest tests/benchmarks $(ARGS)
 
 lint:
 	@$(ENVS) dev >/dev/null; set -x; \
