@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.acceptance.harness import Daemon, FollowedLog, await_end, free_port, get, is_alive, kill
+from tests.acceptance.harness import Daemon, await_end, free_port, get, is_alive, kill
+from tests.acceptance.listening import FollowedLog
 
 TIMES = 20
 

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from tests.acceptance.harness import Daemon, FollowedLog, await_end, get, is_alive, kill
+from tests.acceptance.harness import Daemon, await_end, get, is_alive, kill
+from tests.acceptance.listening import FollowedLog
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.harness import Daemon, FollowedLog, await_end, free_port, kill
+from tests.acceptance.harness import Daemon, await_end, free_port, kill
+from tests.acceptance.listening import FollowedLog
 
 PACKAGES = Path(__file__).parent / "packages"
 

@@ -9,7 +9,8 @@ import socket
 import threading
 
 from sagectl.client import Event
-from tests.acceptance.harness import PATIENCE, Daemon, await_end, free_port, is_alive, server_command
+from tests.acceptance.harness import Daemon, await_end, free_port, is_alive, server_command
+from tests.acceptance.listening import PATIENCE
 
 
 def test_a_second_daemon_on_the_same_directory_refuses_and_names_the_first(daemon: Daemon) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.acceptance.harness import Daemon, FollowedLog, kill
+from tests.acceptance.harness import Daemon, kill
+from tests.acceptance.listening import FollowedLog
 
 LINE = re.compile(rb"^line (\d{7}) (\.*)$", re.MULTILINE)
 READ = 64 * 1024
