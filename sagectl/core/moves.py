@@ -216,8 +216,8 @@ def _after_failure(engine: Engine, outcome: Outcome, now: Moment) -> Step:
 
 def _again_at_once(engine: Engine, what: str, now: Moment) -> Step:
     record = Record("restart", f"{what}; restarting at once", "warning")
-    plan, worked = engine.plan, engine.went_ready
-    if plan is None or not worked:
+    plan = engine.plan
+    if plan is None:  # settle dropped it, because a reload made it outdated
         after, actions = begin(engine, after_failure=True)
         return after, (*actions, record)
     # What worked a moment ago needs no second preflight: this is the quick way back.

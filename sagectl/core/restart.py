@@ -9,6 +9,10 @@ from sagectl.core.engine import RestartPolicy, RestartWhen
 JITTER = 0.1
 """Delays vary by this share up and down, so that engines that fell together do not rise together."""
 
+LEAST_DELAY = 0.1
+"""Seconds before the restart of what never became ready, however short the user's delay: a loop of
+failing starts must not take the machine."""
+
 STABLE_AFTER = 60.0
 """Seconds of readiness after which the backoff starts from the beginning again."""
 
@@ -69,7 +73,8 @@ def decide(
         return GiveUp(f"{len(recent)} restarts within {policy.window:g} s are the limit", limited=True)
     if policy.limit and unready >= policy.limit:
         return GiveUp(f"{unready} restarts in a row never became ready, which is the limit", limited=True)
+    delay = backoff(policy, history.step, chance)
     return Again(
-        delay=backoff(policy, history.step, chance),
+        delay=delay if went_ready else max(delay, LEAST_DELAY),
         history=History(starts=(*recent, now), unready=unready + 1, step=history.step + 1),
     )

@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import sagectl
@@ -17,6 +18,7 @@ from sagectl.config.load import Config, load
 from sagectl.config.paths import Paths
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, Moment, State, Sub
+from sagectl.core.exits import unasked
 from sagectl.core.times import rfc3339
 from sagectl.daemon import environment
 from sagectl.daemon.control import Control
@@ -168,10 +170,18 @@ class Runtime:
             if isinstance(event, ev.StartRequested):
                 self.control.start_with_dependencies(engine, by_user=False)
             elif event is not None:
-                self.supervisor.post(engine.id, event)
+                self.supervisor.post(engine.id, self._diagnosed(engine, event))
         if config is not None:
             self._apply(config)
         return log_settings
+
+    def _diagnosed(self, engine: Engine, event: ev.Event) -> ev.Event:
+        """An end that came while there was no daemon is explained as any other."""
+        if not isinstance(event, ev.Exited) or event.diagnosis is not None:
+            return event
+        if not (engine.outcome or unasked(engine.spec.mode, event.status)).failed:
+            return event
+        return replace(event, diagnosis=self.effects.diagnose(engine, event.status))
 
     def _read_configuration(self) -> tuple[Config, Config | None, InvalidConfig | None]:
         """The configuration, or (with the problem) the defaults to look after running engines with."""

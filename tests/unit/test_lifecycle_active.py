@@ -71,13 +71,22 @@ def test_a_start_that_never_worked_is_preflighted_again_even_without_delay():
     """
     1. An engine whose restart.delay is 0 ends while it starts.
 
-    Result: preflight, because its plan has not worked yet.
+    Result: a tenth of a second later it is preflighted, because its plan has not worked yet.
     """
     life = Life(replace(SPEC, restart=RestartPolicy(delay=0.0)))
     life.tell(StartRequested())
     life.until("activating (starting)")
     play = Playbook(life.engine, life.clock)
-    assert play >> Exited(1, KILLED, 0) << StopProbes() << Preflight(2) << "activating (preflight)"
+    assert (
+        play
+        >> Exited(1, KILLED, 0)
+        << StopProbes()
+        << SetTimer(1, Timer.BACKOFF, 0.1)
+        << "activating (backoff)"
+        >> TimerFired(1, Timer.BACKOFF)
+        << Preflight(2)
+        << "activating (preflight)"
+    )
 
 
 def test_a_changed_spec_is_never_launched_by_an_old_plan(life_in):

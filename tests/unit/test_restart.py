@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagectl.core.engine import RestartPolicy, RestartWhen
-from sagectl.core.restart import Again, GiveUp, History, backoff, decide
+from sagectl.core.restart import LEAST_DELAY, Again, GiveUp, History, backoff, decide
 
 POLICY = RestartPolicy()
 
@@ -98,3 +98,9 @@ def test_history_goes_on_with_what_still_counts():
     assert answer == Again(4.0, History(starts=(990.0, 1000.0), unready=4, step=3))
     answer = decision(history=History(starts=(990.0,), unready=3, step=2), went_ready=True)
     assert answer == Again(4.0, History(starts=(990.0, 1000.0), unready=1, step=3))
+
+
+def test_what_never_became_ready_waits_a_little_however_short_the_delay() -> None:
+    answer = decision(RestartPolicy(delay=0.0, limit=0), went_ready=False)
+    assert isinstance(answer, Again)
+    assert answer.delay == LEAST_DELAY
