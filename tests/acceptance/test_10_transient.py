@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 from tests.acceptance.harness import BIN, Daemon, free_port, get, kill, server_command
+from tests.acceptance.listening import PATIENCE
 
 
 def words(daemon: Daemon, port: int, *more: str) -> list[str]:
@@ -101,7 +102,7 @@ def test_run_in_the_foreground_shows_the_log_and_ctrl_c_stops_it(daemon: Daemon)
         get(port, "/log/hello-from-the-engine")
         assert "hello-from-the-engine" in _read_until(running, "hello")
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=30)
+        said = _said(running)
     assert running.returncode == 0, said
     assert daemon.tree("loose") == []
     assert daemon.client.engines() == []
@@ -118,7 +119,7 @@ def test_run_tells_of_a_daemon_that_is_killed_and_the_engine_goes_on(daemon: Dae
         _read_until(running, "listens")
         [engine] = daemon.until_ready("loose")
         daemon.kill()
-        _, said = running.communicate(timeout=30)
+        said = _said(running)
     assert running.returncode == 5
     assert "goes on without it" in said
     assert get(port) == b"%d" % (engine["pid"] or 0)
@@ -148,7 +149,18 @@ def _foreground(daemon: Daemon, port: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Ctrl-C is ignored in what a shell starts in the background, such as this test.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def _said(running: subprocess.Popen[str]) -> str:
+    """What it wrote to standard error until its end, which must come."""
+    try:
+        return running.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        running.kill()  # `with` would wait for it for ever
+        raise
 
 
 def _read_until(running: subprocess.Popen[str], text: str) -> str:
