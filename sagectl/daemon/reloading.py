@@ -121,7 +121,11 @@ class Reloader:
         for name in (change.name for change in plan.in_place):
             engine = self._supervisor.named(name)
             assert engine is not None
+            mended = engine.state is State.FAILED and reload.launch_changed(engine.spec, new[name])
             self._post(name, ev.SpecReplaced(new[name], needs_restart=engine.needs_restart))
+            if mended and engine.desired is Desired.RUNNING:
+                # Whoever edits what failed wants to see whether it works now.
+                self._post(name, ev.StartRequested())
         for change in plan.needs_restart:
             self._post(change.name, ev.SpecReplaced(new[change.name], needs_restart=True))
             text = f"{', '.join(change.keys)} changed and takes effect at its next start"

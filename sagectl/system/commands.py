@@ -101,8 +101,14 @@ class _Running:
 
     async def result(self, timeout: float) -> CommandResult:
         exited = self._loop.create_future()
+
+        def ended() -> None:
+            # The pidfd stays readable until somebody waits: say it once.
+            self._loop.remove_reader(self._pidfd)
+            exited.set_result(None)
+
         self._loop.add_reader(self._pipe, self._read)
-        self._loop.add_reader(self._pidfd, exited.set_result, None)
+        self._loop.add_reader(self._pidfd, ended)
         done = False
         try:
             async with asyncio.timeout(timeout):

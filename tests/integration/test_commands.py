@@ -85,3 +85,11 @@ async def test_a_cancelled_caller_leaves_no_process_and_no_descriptor(tmp_path: 
     await asyncio.wait([task])
     await until(lambda: not Path(f"/proc/{pid_file.read_text().strip()}").exists())
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_the_end_of_a_command_is_told_once() -> None:
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    results = await asyncio.gather(*(run_command(["true"], env={}, timeout=10) for _ in range(20)))
+    assert [result.code for result in results] == [0] * 20
+    assert faults == []
