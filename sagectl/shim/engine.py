@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from sagectl.shim import tree
+from sagectl.shim import shared, tree
 from sagectl.shim.channel import Loop
 from sagectl.shim.files import lock_alone, read_json, write_file, write_json
 from sagectl.shim.launch import LaunchError, start
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VERSION = 1
 IDENTITY = ("pid", "starttime", "boot_id", "started", "started_wall", "log_position")
 STRANGERS = 0.25  # seconds between looks at a tree whose ends nobody tells us
+TRACKED = 2.0  # seconds that Python's resource trackers are given to clean up after what we kill
 
 
 class Engine:
@@ -46,6 +47,8 @@ class Engine:
         self.kill_generation, self.kill_pause, self.next_complaint = 0, 0.0, 0.0
         self.next_look: float | None = None  # when `look` is to be called (monotonic)
         self.oom_before = 0
+        self.shared: dict[bytes, tuple[int, int]] = {}  # files in /dev/shm that the tree was seen to map
+        self.spare_until = 0.0
 
     # --- Start ---
 
@@ -114,6 +117,7 @@ class Engine:
         self.main, self.main_since, self.main_fd = pid, self.started["starttime"], os.pidfd_open(pid)
         self.occupied = True
         self.ready = self.killing = self.kill_sent = False
+        self.shared = {}
         self.tell(op="started", generation=self.generation, **{key: self.started[key] for key in IDENTITY})
         self.oom_before = tree.oom_kills()
 
@@ -254,6 +258,9 @@ class Engine:
         self.occupied = self.adopted = False
         self.known = {}
         self.next_look = None
+        if self.shared:
+            shared.remove(self.shared)
+            self.shared = {}
         with contextlib.suppress(OSError):
             os.unlink(f"../{self.name}.pid")
         if tell:
@@ -264,9 +271,16 @@ class Engine:
         self.killing = False
         self.tell(op="tree-empty", generation=generation)
 
+    def note_shared(self) -> None:
+        """Remember what the tree has in /dev/shm, while its processes can be asked."""
+        if self.occupied and self.started:
+            # The clock that stamps files lags behind by up to a tick.
+            self.shared |= shared.mapped(self.members(), self.started["started_wall"] - 0.02)
+
     def signal(self, generation: int, number: int) -> None:
         """Signal the main process alone."""
         if generation == self.generation and self.main:
+            self.note_shared()
             self.kill_sent |= number == signal.SIGKILL
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.main_fd, number)
@@ -281,13 +295,17 @@ class Engine:
                 self.killing = self.kill_sent = True
                 self.kill_pause = 0.002
                 self.next_complaint = time.monotonic() + 1.0
+                self.spare_until = time.monotonic() + TRACKED
+                self.note_shared()
                 self.kill_round()
 
     def kill_round(self) -> None:
         """If we are killing: kill whoever lives, and look again soon, they may have forked in between."""
         if self.killing:
+            spare = time.monotonic() < self.spare_until
             for pid, since in self.members().items():
-                tree.kill_verified(pid, since, signal.SIGKILL)
+                if not (spare and shared.is_tracker(pid)):
+                    tree.kill_verified(pid, since, signal.SIGKILL)
         self.look()
         if not self.killing or not self.occupied:
             return

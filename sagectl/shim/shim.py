@@ -83,7 +83,7 @@ class Shim:
 
     def run(self, connection: socket.socket) -> None:
         """Serve this daemon, and whoever connects after it, until told to end."""
-        self._attach(connection)
+        self.attach(connection)
         engine = self.engine
         while not self.ending:
             self.loop.turn(None if engine.next_look is None else engine.next_look - time.monotonic())
@@ -151,9 +151,10 @@ class Shim:
 
     def _on_connect(self) -> None:
         with contextlib.suppress(OSError):
-            self._attach(self.listener.accept()[0])
+            self.attach(self.listener.accept()[0])
 
-    def _attach(self, connection: socket.socket) -> None:
+    def attach(self, connection: socket.socket) -> None:
+        """Serve the daemon on this connection from now on."""
         self.channel.attach(connection, self._on_message)
         self.send(**self._hello())
 
@@ -182,6 +183,7 @@ class Shim:
     def op_context(self, message: dict[str, Any]) -> None:
         """Replaces what started.json keeps for the daemon."""
         self.engine.note(context=message["context"])
+        self.engine.note_shared()  # sent when its state changes: it is ready now, say
 
     def op_measure(self, message: dict[str, Any]) -> None:
         """→ measured: what the whole tree uses."""
