@@ -149,6 +149,8 @@ class HttpProbe:
         json_path: keys and indices that must lead to a value that is neither missing, null, empty
             nor zero in the JSON body, such as `("choices", 0, "message")`.
         timeout: seconds; None for the engine's `probe.timeout`.
+        bearer_env: name of a variable in the engine's environment; where it has a value, that is sent
+            as `Authorization: Bearer …`. Only the name is ever stored.
 
     A status from 200 to 399 succeeds.
     """
@@ -159,6 +161,7 @@ class HttpProbe:
     contains: str | None = None
     json_path: tuple[str | int, ...] = ()
     timeout: float | None = None
+    bearer_env: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,11 +201,14 @@ def _judge_json(said: str, path: Sequence[str | int], body: bytes) -> str | None
     return None if value else f"{said}, but {way} is {json.dumps(value)}"
 
 
-def request_bytes(probe: HttpProbe, host: str, port: int) -> bytes:
-    """The request of a probe, as it goes over the wire."""
+def request_bytes(probe: HttpProbe, host: str, port: int, env: Mapping[str, str] | None = None) -> bytes:
+    """The request of a probe, as it goes over the wire. `env`: the engine's, for `bearer_env`."""
     name = f"[{host}]" if ":" in host else host
     head = f"{probe.method} {probe.path} HTTP/1.1\r\nHost: {name}:{port}\r\n"
     head += "User-Agent: sagectl\r\nAccept: */*\r\n"
+    token = (env or {}).get(probe.bearer_env, "").strip() if probe.bearer_env else ""
+    if token.isascii() and token.isprintable() and token:  # anything else would break the header
+        head += f"Authorization: Bearer {token}\r\n"
     body = b"" if probe.body is None else probe.body.encode()
     if probe.body is not None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

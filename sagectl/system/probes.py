@@ -27,7 +27,8 @@ class Target:
     """What is probed.
 
     port: None where the engine does not listen; HTTP and TCP probes then fail.
-    env, cwd, user: the engine's own, for exec probes; user is uid, gid and supplementary groups.
+    env, cwd, user: the engine's own, for exec probes and `HttpProbe.bearer_env`; user is uid, gid and
+        supplementary groups.
     notify_state: whether `READY=1` was said before this prober heard of the engine (an adopted one).
     """
 
@@ -291,7 +292,7 @@ class Prober:
                 return
             job.wire = Wire(addresses, lambda result: self._answered(job, result))
         if isinstance(probe, HttpProbe):
-            job.wire.ask(probe.method, request_bytes(probe, host, port))
+            job.wire.ask(probe.method, request_bytes(probe, host, port, job.target.env))
         else:
             job.wire.ask("", b"")
 

@@ -163,3 +163,25 @@ def test_a_request_carries_host_and_body() -> None:
 def test_who_listens_everywhere_is_probed_on_loopback() -> None:
     assert resolve("0.0.0.0", 80)[0][1] == ("127.0.0.1", 80)
     assert resolve("::", 80)[0][1][0] == "::1"
+
+
+@pytest.mark.parametrize(
+    ("env", "header"),
+    [
+        ({"KEY": "s3cret"}, b"\r\nAuthorization: Bearer s3cret\r\n"),
+        ({"KEY": " padded\n"}, b"\r\nAuthorization: Bearer padded\r\n"),
+        ({}, None),
+        ({"KEY": ""}, None),
+        ({"KEY": "a\r\nInjected: yes"}, None),
+        ({"KEY": "schlüssel"}, None),
+    ],
+)
+def test_a_secret_is_sent_from_the_engines_environment(env: dict[str, str], header: bytes | None) -> None:
+    raw = request_bytes(HttpProbe("/v1/models", bearer_env="KEY"), "127.0.0.1", 8001, env)
+    assert (header in raw) if header else (b"Authorization" not in raw and b"Injected" not in raw)
+
+
+def test_no_secret_is_sent_unless_the_probe_asks_for_it() -> None:
+    assert b"Authorization" not in request_bytes(
+        HttpProbe("/health"), "127.0.0.1", 8001, {"": "x", "KEY": "y"}
+    )
