@@ -31,7 +31,7 @@ SERVER = str(Path(__file__).with_name("run_server.py"))
 MODULES = ("sentence_transformers", "torch", "aiohttp")
 # The oldest releases that the server is tested with.
 OLDEST = (5, 0)
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 PACKAGES = "'sentence-transformers>=5.0' aiohttp"
 # One embedding takes milliseconds on a GPU, but the first CUDA kernel may take minutes.
 FIRST_EMBEDDING_TIMEOUT = 300.0
@@ -106,7 +106,7 @@ def _check_interpreter(python: str, found: InterpreterFacts) -> Refusal | None:
         )
     if _older(found.version, OLDEST_PYTHON):
         return Refusal(
-            f"{python} is Python {found.version}, and the embedding server needs 3.10 or newer",
+            f"{python} is Python {found.version}, and the embedding server needs 3.11 or newer",
             f"{setting} to a newer one with sentence-transformers and aiohttp",
         )
     return None

@@ -158,9 +158,9 @@ class Service:
             status = response.status
             if self.draining:
                 response.force_close()
-            if request.transport is not None:
+            if isinstance(request.transport, asyncio.WriteTransport):
                 # Then an answer is with the kernel when it counts as sent, and no exit can cut it.
-                request.transport.set_write_buffer_limits(0)  # type: ignore[attr-defined]
+                request.transport.set_write_buffer_limits(0)
             return response
         finally:
             if counted:
@@ -173,7 +173,7 @@ class Service:
 async def _body(request: web.Request) -> bytes:
     try:
         return await asyncio.wait_for(request.read(), BODY_TIMEOUT)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise Refused(408, f"The body did not arrive within {BODY_TIMEOUT:g} s.") from None
 
 

@@ -79,8 +79,8 @@ class Queue:
     """The inputs that wait, in a fair order.
 
     A request's inputs get consecutive turns that begin now, so a request of one input that comes after one of
-    thousand is served beside its first inputs, not behind its last; and nobody waits for ever, because the
-    turns of those who come later begin later.
+    thousand is served beside its first inputs, not behind its last. Each batch moves "now" on by a turn at
+    least, so nobody waits for ever, however many keep coming.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -125,7 +125,7 @@ class Queue:
             return []
         count = min(len(self._items), LOOKAHEAD * self._limits.size)
         seen = [heapq.heappop(self._items) for _ in range(count)]
-        self._turn = max(self._turn, seen[0].turn)
+        self._turn = max(self._turn + 1, seen[0].turn)
         chosen = compose([item.length for item in seen], self._limits)
         picked = set(chosen)
         for position, item in enumerate(seen):

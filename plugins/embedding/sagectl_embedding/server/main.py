@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -22,7 +23,7 @@ from .scheduler import Scheduler
 log = logging.getLogger("sagectl.embedding")
 
 SPARE = {"cpu": 48, "gpu": 4096}
-"""Tokens of padding that take as long as starting a batch; measured on the CPU with a model of 22M weights."""
+"""Tokens of padding that take as long as starting a batch; on the CPU as measured with 22M weights."""
 DRAIN_LIMIT = 24 * 3600.0
 """Seconds; who asked for the stop decides how long it may take."""
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = asyncio.run(_run(options))
     logging.shutdown()
     sys.stderr.flush()
-    # The model's thread may be inside torch, which an orderly end of the interpreter would tear down under it.
+    # The model's thread may be inside torch, which an orderly end would tear down under it.
     os._exit(code)
 
 
@@ -103,7 +104,8 @@ async def _run(options: argparse.Namespace) -> int:
     log.info("listening on http://%s:%d, loading the model", options.host, options.port)
     ended = _load(options, scheduler, service)
     stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    both: set[asyncio.Future[Any]] = {ended, stopped}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
         log.error("the model cannot be loaded: %s", ended.exception(), exc_info=ended.exception())
         return 1
@@ -137,7 +139,7 @@ def _load(options: argparse.Namespace, scheduler: Scheduler, service: Service) -
 
 
 class _Loaded:
-    """The embedder and what requests to it must keep to. Imports torch only when it is made, in its thread."""
+    """The embedder and its rules. Imports torch only when it is made, in the model's thread."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         log.info("importing torch and sentence-transformers")

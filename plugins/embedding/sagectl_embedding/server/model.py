@@ -49,9 +49,7 @@ class Embedder:
     """A loaded model. `tokenize` and `embed` may each be used by one thread at a time."""
 
     def __init__(self, choice: Choice) -> None:
-        model_id, _, revision = (
-            choice.model.partition("@") if _is_hub_id(choice.model) else (choice.model, "", "")
-        )
+        model_id, revision = _split(choice.model)
         self._model = SentenceTransformer(
             model_id,
             device=choice.device,
@@ -103,7 +101,7 @@ class Embedder:
             for name, value in features.items()
         }
         with torch.inference_mode():
-            vectors = self._model(moved)["sentence_embedding"]
+            vectors = self._model(moved)["sentence_embedding"][:, : self._model.truncate_dim]
             if self._normalize:
                 vectors = torch.nn.functional.normalize(vectors, dim=1)
             return vectors.to("cpu", torch.float32)
@@ -115,8 +113,8 @@ class Embedder:
         )
         found = self._vectors(self.tokenize(CHECKED, truncate=True)).numpy()
         expected = numpy.asarray(expected, dtype=numpy.float32)
-        wide = found[:, : expected.shape[1]]
-        difference = float(numpy.abs(wide - expected).max() / max(1e-9, float(numpy.abs(expected).max())))
+        scale = max(1e-9, float(numpy.abs(expected).max()))
+        difference = float(numpy.abs(found - expected).max()) / scale
         if not math.isfinite(difference) or difference > TOLERANCE.get(self.dtype, COARSE):
             raise LoadError(
                 f"this server prepares texts differently from sentence-transformers {version} for this model"
@@ -215,8 +213,12 @@ def _features(model: Any, prompt: str) -> _Encoder | _Static:
 # --- What a model says of itself -----------------------------------------------------------------
 
 
-def _is_hub_id(model: str) -> bool:
-    return not model.startswith(("/", "."))
+def _split(model: str) -> tuple[str, str]:
+    """NAME[@REVISION] of the hub; a directory has no revision."""
+    if model.startswith("/"):
+        return model, ""
+    name, _, revision = model.partition("@")
+    return name, revision
 
 
 def _default_prompt(model: Any) -> str:
@@ -241,10 +243,9 @@ def _max_tokens(model: Any, wanted: int | None) -> int:
     limit = own if own is not None and own < sys.maxsize >> 8 else positions or UNLIMITED
     if wanted is None:
         return int(limit)
-    if positions is not None and wanted > max(positions, limit):
-        raise LoadError(
-            f"max_input_tokens = {wanted} is more than the model's {max(positions, limit)} positions"
-        )
+    most = max(positions or limit, limit)
+    if wanted > most:
+        raise LoadError(f"max_input_tokens = {wanted} is more than the model's {most} positions")
     if limit != UNLIMITED:
         model.max_seq_length = wanted
     return wanted

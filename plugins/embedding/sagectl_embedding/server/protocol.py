@@ -137,7 +137,7 @@ def _inputs(value: Any, rules: Rules) -> tuple[tuple[str, ...], tuple[tuple[int,
     if not isinstance(value, list) or not value:
         raise Refused(
             400,
-            "input must be a text, a list of texts, a list of token ids or a list of such lists, and not empty.",
+            "input must be a text, a list of texts, a list of token ids or a list of such lists; not empty.",
             param="input",
         )
     if _is_number(value[0]):
@@ -188,8 +188,8 @@ def _ids(ids: Any, index: int, rules: Rules) -> tuple[int, ...]:
             raise Refused(
                 400,
                 f"input[{index}] holds the token {token}, and {rules.name} has tokens from 0 to"
-                f" {rules.vocabulary - 1}. Tokens are those of its own tokenizer; a client that sends those of"
-                " another one (LangChain: check_embedding_ctx_length=False) should send texts.",
+                f" {rules.vocabulary - 1}. Tokens are those of its own tokenizer; a client that has another"
+                " one should send texts (LangChain: check_embedding_ctx_length=False).",
                 param="input",
             )
     return tuple(ids)
@@ -215,10 +215,7 @@ def write(rows: Sequence[bytes], name: str, tokens: int, *, as_base64: bool) -> 
     """The answer. `rows` are embeddings as little-endian float32."""
     pieces = []
     for index, row in enumerate(rows):
-        if as_base64:
-            embedding = f'"{base64.b64encode(row).decode()}"'
-        else:
-            embedding = _numbers(row)
+        embedding = f'"{base64.b64encode(row).decode()}"' if as_base64 else _numbers(row)
         pieces.append(f'{{"object":"embedding","index":{index},"embedding":{embedding}}}')
     return (
         f'{{"object":"list","data":[{",".join(pieces)}],"model":{json.dumps(name)},'
