@@ -45,7 +45,7 @@ def main(config_file: Path | None, verbose: bool) -> None:
         paths = resolve(os.environ, os.geteuid(), config_file=config_file)
         prepare(paths)
         with locked(paths):
-            zygote = start_zygote()
+            zygote = start_zygote(paths.runtime)
             # Only now, so that these large imports and the zygote's own run side by side.
             import asyncio
 

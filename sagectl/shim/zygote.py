@@ -13,25 +13,26 @@ import os
 import signal
 import socket
 
-from sagectl.shim import shim
+from sagectl.shim import rehearsal, shim
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
-def main(fd: int) -> None:
-    """Serve the daemon on the SOCK_SEQPACKET socket `fd` until it closes.
+def main(fd: int, scratch: str) -> None:
+    """Serve the daemon on the SOCK_SEQPACKET socket `fd` until it closes. `scratch` may be made and used.
 
     A packet is `{name, dir, log: {path, max_bytes, keep}, mode: new | adopt}` as JSON together with
     the shim's end of a connection to the daemon. The shim's hello is the answer; where there is no
     shim, that connection closes.
     """
     control = socket.socket(fileno=fd)
+    area = argument_area()
+    set_title(area, "sagectl-zygote", "sagectl-zygote")
+    rehearsal.rehearse(scratch)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # shims that end are reaped by the kernel
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    area = argument_area()
-    set_title(area, "sagectl-zygote", "sagectl-zygote")
     gc.collect()
     gc.freeze()  # a collection in a shim would otherwise write to, and so copy, all that is shared
     while True:

@@ -98,7 +98,7 @@ class Processes:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._zygote = Zygote(self._started_zygote)
+        self._zygote = Zygote(self._directory.parent, self._started_zygote)
         self._sweep()
 
     async def close(self) -> None:

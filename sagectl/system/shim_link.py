@@ -102,17 +102,18 @@ def connect(directory: Path) -> socket.socket:
 class Zygote:
     """The process that forks shims. Replaced at once when it ends; what was asked meanwhile waits."""
 
-    def __init__(self, started: Started | None = None) -> None:
+    def __init__(self, runtime: Path, started: Started | None = None) -> None:
         """
         Args:
             started: one that was started already.
         """
+        self._runtime = runtime
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._starts = 0
-        self._take(started or start_zygote())
+        self._take(started or start_zygote(runtime))
 
     @property
     def pid(self) -> int | None:
@@ -154,7 +155,7 @@ class Zygote:
         if self._process:
             self._process.kill()
             self._process.wait()
-            self._take(start_zygote())
+            self._take(start_zygote(self._runtime))
 
     def _disconnect(self) -> None:
         if self._sock:
