@@ -52,7 +52,7 @@ def a_request(python: str, model: Path, state: Path, **changes: Any) -> EngineRe
         port=free_port(),
         gpu_ids=(),
         python=python,
-        options=LlmOptions(threads=1),
+        options=LlmOptions(backend="transformers", threads=1),
         probe=None,
         models_dir=str(model.parent),
         state_dir=str(state),
