@@ -49,12 +49,14 @@ class Control:
         describe: Callable[[], dict[str, Any]],
         end: Callable[[], None],
         startup_detail: Callable[[str], str | None],
+        commit: Callable[[], None],
     ) -> None:
         """
         Args:
             describe: the daemon's part of `status`.
             end: begins the daemon's shutdown.
             startup_detail: engine id → what its newest probe said is missing.
+            commit: writes what changed to disk, so that no request is forgotten that was answered.
         """
         self.journal = journal
         self._supervisor = supervisor
@@ -65,6 +67,7 @@ class Control:
         self._describe = describe
         self._end = end
         self._startup_detail = startup_detail
+        self._commit = commit
 
     # --- Finding --------------------------------------------------------------------------------
 
@@ -108,6 +111,7 @@ class Control:
                 facts={"engine": engine.name, "state": engine.state.value, "substate": engine.substate},
             )
         self.start_with_dependencies(engine, by_user=True, again=again)
+        self._commit()
 
     def start_with_dependencies(self, engine: Engine, *, by_user: bool, again: bool = False) -> None:
         """Start what it depends on and is not up, then the engine itself."""
@@ -122,14 +126,17 @@ class Control:
     def stop(self, engine: Engine, *, drain: float | None = None) -> None:
         """Ask for it to be down."""
         self._supervisor.post(engine.id, ev.StopRequested(drain=drain))
+        self._commit()
 
     def restart(self, engine: Engine) -> None:
         """Stop and start again, keeping identity."""
         self._supervisor.post(engine.id, ev.RestartRequested())
+        self._commit()
 
     def reset_failed(self, engine: Engine) -> None:
         """Forget failures and the start limit."""
         self._supervisor.post(engine.id, ev.ResetFailed())
+        self._commit()
 
     def set_autostart(self, engine: Engine, enabled: bool) -> None:
         """`enable` and `disable`: a persistent override above the TOML, for a group as a whole."""
@@ -144,7 +151,7 @@ class Control:
         self._supervisor.post(engine.id, ev.SpecReplaced(spec, needs_restart=engine.needs_restart))
         word = "enabled" if enabled else "disabled"
         self.journal.record(engine.name, engine.id, word, f"autostart {word} by the user")
-        self._store.flush()
+        self._commit()
 
     async def define(self, body: Mapping[str, Any]) -> Engine:
         """Define a transient engine and start it. Raises InvalidConfig with every wrong field, Conflict."""
@@ -164,6 +171,7 @@ class Control:
         self._supervisor.add(engine)
         self.journal.record(engine.name, engine.id, "defined", f"{spec.kind} engine, transient")
         self.start_with_dependencies(engine, by_user=True)
+        self._commit()
         return self._supervisor.get(engine_id) or engine
 
     def _check_definition(self, spec: EngineSpec) -> None:
@@ -199,6 +207,7 @@ class Control:
                 facts={"engine": engine.name, "state": engine.state.value},
             )
         self._supervisor.post(engine.id, ev.Removed("pruned by the user"))
+        self._commit()
 
     async def settled(self, engine_id: str, timeout: float | None) -> Engine:
         """Wait until the engine is as desired or cannot get there (or `timeout` seconds are over)."""

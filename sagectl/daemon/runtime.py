@@ -97,6 +97,7 @@ class Runtime:
             self.describe,
             self.end,
             self.effects.prober.last_detail,
+            self.keeper.flush,
         )
         self.reloader.starter = self.control
 
