@@ -20,13 +20,18 @@ from sagectl.plugin import (
     Refusal,
 )
 from sagectl_llm import LlmKind, sagectl_engine_kinds
-from sagectl_llm.options import OWNED_FLAGS, LlmOptions
+from sagectl_llm.options import LlmOptions
+from sagectl_llm.owned_flags import owned
 from sagectl_llm.transformers_backend import MODULES
 
 KIND = LlmKind()
 PYTHON = "/envs/transformers/bin/python"
 HUB_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 INSTALLED = dict.fromkeys((*MODULES, "bitsandbytes"), "5.23.0")
+
+
+def with_transformers(**options: Any) -> LlmOptions:
+    return LlmOptions(backend="transformers", **options)
 
 
 def request(options: LlmOptions | None = None, **changes: Any) -> EngineRequest[LlmOptions]:
@@ -37,7 +42,7 @@ def request(options: LlmOptions | None = None, **changes: Any) -> EngineRequest[
         "port": 8001,
         "gpu_ids": None,
         "python": PYTHON,
-        "options": options or LlmOptions(),
+        "options": options or with_transformers(),
         "probe": None,
         "models_dir": "/models",
         "state_dir": "/state/chat",
@@ -80,7 +85,7 @@ def test_the_package_brings_one_kind_that_fulfils_the_contract() -> None:
     assert isinstance(kind, EngineKind)
     assert kind.name == "llm"
     assert kind.default_port == 8001
-    assert kind.listens(LlmOptions())
+    assert kind.listens(with_transformers())
 
 
 def test_a_model_of_the_hub_is_served_under_its_own_name() -> None:
@@ -109,7 +114,9 @@ def test_a_directory_is_served_under_its_path() -> None:
 
 
 def test_a_directory_can_be_served_under_its_last_part() -> None:
-    plan = planned(request(LlmOptions(served_model_name="x"), model="/data/x"), files=directory("/data/x"))
+    plan = planned(
+        request(with_transformers(served_model_name="x"), model="/data/x"), files=directory("/data/x")
+    )
     assert plan.argv[4] == "x"
     assert plan.cwd == "/data"
     assert plan.served_models == ("x",)
@@ -117,7 +124,9 @@ def test_a_directory_can_be_served_under_its_last_part() -> None:
 
 @pytest.mark.parametrize("model", [HUB_MODEL, "/data/x"])
 def test_a_served_name_that_the_server_cannot_answer_to_is_refused(model: str) -> None:
-    refusal = refused(request(LlmOptions(served_model_name="other"), model=model), files=directory("/data/x"))
+    refusal = refused(
+        request(with_transformers(served_model_name="other"), model=model), files=directory("/data/x")
+    )
     assert "served_model_name" in refusal.reason
     assert "served_model_name" in refusal.remedy
 
@@ -153,13 +162,13 @@ def test_a_model_that_cannot_be_found_is_refused(model: Any, files: Any, words: 
     ],
 )
 def test_the_device_follows_the_gpus(gpu_ids: Any, device: str | None, flag: str) -> None:
-    argv = planned(request(LlmOptions(device=device), gpu_ids=gpu_ids)).argv
+    argv = planned(request(with_transformers(device=device), gpu_ids=gpu_ids)).argv
     assert argv[argv.index("--device") + 1] == flag
 
 
 @pytest.mark.parametrize(("gpu_ids", "device"), [((), "cuda"), ((0,), "cpu")])
 def test_a_device_that_contradicts_the_gpus_is_refused(gpu_ids: Any, device: str) -> None:
-    refusal = refused(request(LlmOptions(device=device), gpu_ids=gpu_ids))
+    refusal = refused(request(with_transformers(device=device), gpu_ids=gpu_ids))
     assert f'device = "{device}"' in refusal.reason
     assert "use_gpu = false" in refusal.remedy
 
@@ -169,7 +178,7 @@ def test_cuda_visible_devices_is_left_to_the_daemon() -> None:
 
 
 def test_every_option_becomes_its_flag() -> None:
-    options = LlmOptions(
+    options = with_transformers(
         dtype="float32",
         trust_remote_code=True,
         continuous_batching=True,
@@ -222,7 +231,7 @@ def test_a_missing_module_is_refused_with_the_key_and_the_command(module: str) -
 
 
 def test_quantization_needs_bitsandbytes() -> None:
-    asked = request(LlmOptions(quantization="bnb-8bit"))
+    asked = request(with_transformers(quantization="bnb-8bit"))
     refusal = refused(asked, interpreter=InterpreterFacts(INSTALLED | {"bitsandbytes": None}))
     assert "bitsandbytes" in refusal.reason
     assert "bitsandbytes" in refusal.remedy
@@ -245,22 +254,23 @@ def test_an_old_transformers_is_refused(version: str, enough: bool) -> None:
     assert isinstance(result, LaunchPlan) is enough
 
 
-@pytest.mark.parametrize("flag", [*OWNED_FLAGS, "--port=9"])
+@pytest.mark.parametrize("flag", [*owned("transformers"), "--port=9"])
 def test_flags_that_sagectl_owns_are_refused_in_extra_args(flag: str) -> None:
     with pytest.raises(ValueError, match="extra_args") as error:
-        LlmOptions(extra_args=(flag,))
+        with_transformers(extra_args=(flag,))
     assert flag.partition("=")[0] in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["max_model_len", "threads"])
 def test_a_count_below_one_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=key):
-        LlmOptions(**{key: 0})
+        with_transformers(**{key: 0})
 
 
 def test_a_limit_that_the_server_does_not_enforce_is_said() -> None:
     assert any(
-        "max_model_len = 4096" in note for note in planned(request(LlmOptions(max_model_len=4096))).notes
+        "max_model_len = 4096" in note
+        for note in planned(request(with_transformers(max_model_len=4096))).notes
     )
 
 

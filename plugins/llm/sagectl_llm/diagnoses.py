@@ -7,6 +7,7 @@ Every remedy names what to change in the TOML, or the command to run.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sagectl.plugin import Diagnosis, EngineRequest, FailureReport
@@ -35,8 +36,7 @@ _REACH = (
     "`env = { HF_ENDPOINT = … }` names a mirror of the hub, HF_HUB_OFFLINE there forbids to ask it."
 )
 
-# In this order: the first that matches is the cause, so wrappers come after what they wrap.
-RULES: tuple[Rule, ...] = (
+_MACHINE = (
     Rule(
         r"\[Errno 98\]|address already in use",
         "Port {port} is in use by another process.",
@@ -66,6 +66,10 @@ RULES: tuple[Rule, ...] = (
         "torch finds no usable GPU.",
         "Check `nvidia-smi` and `gpu_ids`, or set `use_gpu = false` to run on the CPU.",
     ),
+)
+
+# What the hub and the loading of a checkpoint say, whichever server asks for them.
+HUB = (
     Rule(
         r"(?P<code>401|403) Client Error[\s\S]*?gated repo",
         "{model} is gated: the hub refused the download ({code}).",
@@ -112,6 +116,9 @@ RULES: tuple[Rule, ...] = (
         "transformers in {python} does not know the architecture {type} of {model}.",
         "Upgrade it: {python} -m pip install --upgrade transformers; or choose another `model`.",
     ),
+)
+
+_FLAGS = (
     Rule(
         r"FlashAttention\d? has been toggled on, but it cannot be used",
         "`attn_implementation` asks for FlashAttention, which {python} lacks.",
@@ -143,6 +150,9 @@ RULES: tuple[Rule, ...] = (
         "`transformers serve` refuses its flags.",
         "Correct `extra_args`; `{python} -m transformers.cli.transformers serve --help` lists what there is.",
     ),
+)
+
+CHECKPOINT = (
     Rule(
         r"Error while deserializing header|file not fully covered|PytorchStreamReader failed",
         "A weights file of {model} is damaged or cut off.",
@@ -168,6 +178,9 @@ RULES: tuple[Rule, ...] = (
         "{model} has no tokenizer that transformers can load.",
         "Put tokenizer.json and tokenizer_config.json beside the weights that `model` names.",
     ),
+)
+
+_MODEL = (
     Rule(
         r"config\.architectures\[0\]",
         "config.json of {model} names no architecture.",
@@ -187,9 +200,19 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
+# In this order: the first that matches is the cause, so wrappers come after what they wrap.
+RULES: tuple[Rule, ...] = (*_MACHINE, *HUB, *_FLAGS, *CHECKPOINT, *_MODEL)
+
 
 def explain(request: EngineRequest[LlmOptions], failure: FailureReport) -> Diagnosis | None:
     """The first recognised cause, or None."""
+    return recognise(RULES, request, failure, "\n".join(failure.log))
+
+
+def recognise(
+    rules: Sequence[Rule], request: EngineRequest[LlmOptions], failure: FailureReport, log: str
+) -> Diagnosis | None:
+    """The first of the rules that matches the log, its words filled in."""
     known = {
         "python": request.python,
         "model": request.model or "the model",
@@ -198,8 +221,7 @@ def explain(request: EngineRequest[LlmOptions], failure: FailureReport) -> Diagn
     }
     if failure.exit is not None and failure.exit.oom_kill:
         return Diagnosis(f"The kernel killed {request.name} because memory ran out.", _HOST_MEMORY)
-    log = "\n".join(failure.log)
-    for rule in RULES:
+    for rule in rules:
         match = re.search(rule.pattern, log)
         if match is None:
             continue
