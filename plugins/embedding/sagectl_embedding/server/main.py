@@ -18,7 +18,7 @@ from .app import Service
 from .batching import Limits
 from .metrics import Metrics
 from .protocol import MAX_INPUTS, Rules
-from .scheduler import Scheduler
+from .scheduler import LoadError, Scheduler
 
 log = logging.getLogger("sagectl.embedding")
 
@@ -107,7 +107,9 @@ async def _run(options: argparse.Namespace) -> int:
     both: set[asyncio.Future[Any]] = {ended, stopped}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
-        log.error("the model cannot be loaded: %s", ended.exception(), exc_info=ended.exception())
+        reason = ended.exception()
+        trace = None if isinstance(reason, LoadError) else reason
+        log.error("the model cannot be loaded: %s", reason, exc_info=trace)
         return 1
     service.draining = True
     await runner.cleanup()

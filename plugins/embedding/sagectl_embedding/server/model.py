@@ -16,6 +16,8 @@ from sentence_transformers import __version__ as version
 from sentence_transformers.models import StaticEmbedding, Transformer
 from transformers import PreTrainedTokenizerBase
 
+from .scheduler import LoadError
+
 log = logging.getLogger("sagectl.embedding")
 
 CHECKED = ("A fox.", "  The self-check of Ångström's 2nd TEXT, longer than the first:\n42 ")
@@ -23,10 +25,6 @@ TOLERANCE = {torch.float32: 1e-4}
 COARSE = 3e-2
 UNLIMITED = 1 << 20
 """Tokens; for models without a limit of their own (averages of static word vectors)."""
-
-
-class LoadError(Exception):
-    """The model cannot be served; the text says why and which setting helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,7 @@ class Embedder:
         self.dtype = _dtype(self._model)
         self.max_tokens = _max_tokens(self._model, choice.max_tokens)
         self.vocabulary = self._features.vocabulary
+        self._check_words()
         self.width = self._check()
         self.dimensions = _dimensions(self._model, choice.matryoshka)
 
@@ -105,6 +104,12 @@ class Embedder:
             if self._normalize:
                 vectors = torch.nn.functional.normalize(vectors, dim=1)
             return vectors.to("cpu", torch.float32)
+
+    def _check_words(self) -> None:
+        """Without its files transformers makes a tokenizer that knows no words, and says nothing."""
+        special = set(getattr(self._model.tokenizer, "all_special_ids", ()))
+        if all(set(ids) <= special for ids in self.tokenize(CHECKED, truncate=False)):
+            raise LoadError("the tokenizer knows no words: its files are missing or empty")
 
     def _check(self) -> int:
         """Compare with sentence-transformers' own `encode`, which also warms up; the embeddings' width."""

@@ -24,6 +24,10 @@ STALL = 300.0
 """Seconds after which a batch counts as stuck."""
 
 
+class LoadError(Exception):
+    """The model cannot be served; the text says why, and is all that there is to say."""
+
+
 class Model(Protocol):
     """What the thread runs."""
 
