@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.acceptance.harness import Daemon, await_end, free_port, get, is_alive, kill
+from tests.acceptance.harness import Daemon, await_end, free_port, get, is_alive, kill, server_command
 from tests.acceptance.listening import FollowedLog
 
 TIMES = 20
@@ -223,6 +223,39 @@ def test_a_daemon_killed_during_a_start_or_a_stop_leaves_it_to_the_next(daemon: 
     down = daemon.until_state("down", "inactive")
     assert (down["substate"], down["desired"]) == ("stopped", "stopped")
     assert daemon.tree("down") == []
+
+
+def test_a_request_that_was_answered_is_never_forgotten(daemon: Daemon) -> None:
+    """Scenario 2.12: stop, start, define and forget are asked for, and each time the daemon gets SIGKILL as
+    soon as it has answered.
+
+    Result: the next daemon does what was asked for.
+    """
+    daemon.web()
+    daemon.start()
+    daemon.until_ready("web")
+    for _ in range(3):
+        daemon.client.stop("web")
+        daemon.kill()
+        daemon.start()
+        assert daemon.show("web")["desired"] == "stopped"
+        daemon.until_state("web", "stopped")
+        daemon.client.start("web")
+        daemon.kill()
+        daemon.start()
+        [engine] = daemon.until_ready("web")
+        assert daemon.tree("web") == [engine["pid"]]
+    body = {"kind": "exec", "command": server_command(), "env": {"MAIL": str(daemon.mailbox.path)}}
+    engine_id = daemon.client.define(body)["engine_id"]
+    daemon.kill()
+    daemon.start()
+    [loose] = daemon.until_ready(engine_id)
+    assert daemon.tree(engine_id) == [loose["pid"]]
+    daemon.client.stop(engine_id, wait=20)
+    daemon.client.forget(engine_id)
+    daemon.kill()
+    daemon.start()
+    assert [engine["name"] for engine in daemon.client.engines()] == ["web"]
 
 
 def test_restarts_leak_no_descriptors(daemon: Daemon) -> None:
