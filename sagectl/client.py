@@ -65,6 +65,7 @@ class Engine(TypedDict):
     last_exit: Exit | None
     diagnosis: dict[str, str] | None
     waiting_for: list[str]
+    blocked: bool
     serves: list[str]
     log_path: str
 

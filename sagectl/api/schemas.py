@@ -81,6 +81,7 @@ _ENGINE = _object(
         "last_exit": _or_null(_ref("Exit")),
         "diagnosis": _or_null(_ref("Diagnosis")),
         "waiting_for": _said(_list(TEXT), "engines that must be up first"),
+        "blocked": _said(FLAG, "one of those failed: it waits for somebody to mend that"),
         "serves": _said(_list(TEXT), "model names under which clients ask for it"),
         "log_path": TEXT,
     }

@@ -58,6 +58,7 @@ def engine_json(
         "last_exit": asdict(engine.last_exit) if engine.last_exit else None,
         "diagnosis": _diagnosis(engine),
         "waiting_for": list(engine.waiting_for),
+        "blocked": engine.sub is Sub.QUEUED and engine.blocked,
         "serves": list(engine.plan.served_models) if engine.plan else [],
         "log_path": log_path,
     }

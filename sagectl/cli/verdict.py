@@ -67,7 +67,7 @@ def _up(now: Engine, heard: bool) -> Verdict | None:
         return Verdict(True)
     if not heard:
         return None
-    if now["state"] == "failed":
+    if now["state"] == "failed" or now["blocked"]:
         return Verdict(False, now["reason"])
     if now["state"] in ("inactive", "deactivating") and now["desired"] == "stopped":
         return Verdict(False, "it was stopped meanwhile")

@@ -215,6 +215,7 @@ class Engine:
     starts: monotonic times of the automatic restarts within the limit's window.
     unready_starts: automatic restarts in a row that never became ready.
     backoff_step: how often the delay was doubled since the engine was last healthy.
+    blocked: queued for a dependency that will not come up by itself.
     held: down, or going down, because the daemon ends, whatever `desired` says.
     """
 
@@ -246,6 +247,7 @@ class Engine:
     backoff_step: int = 0
     backoff_until: float | None = None
     waiting_for: tuple[str, ...] = ()
+    blocked: bool = False
     removed: bool = False
     needs_restart: bool = False
     held: bool = False

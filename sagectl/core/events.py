@@ -99,11 +99,15 @@ class DependenciesReady:
 
 @dataclass(frozen=True, slots=True)
 class DependenciesWaiting:
-    """Still waiting, and for whom; `text` explains."""
+    """Still waiting, and for whom; `text` explains.
+
+    blocked: one of them failed, or does not exist: it will not come up by itself.
+    """
 
     generation: int
     names: tuple[str, ...]
     text: str
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,8 @@ def _remove(engine: Engine, event: ev.Removed) -> Step:
 def _keep_waiting(engine: Engine, event: ev.DependenciesWaiting) -> Step:
     if engine.sub is not Sub.QUEUED:
         return engine, ()
-    return replace(engine, waiting_for=event.names, reason=event.text), ()
+    after = replace(engine, waiting_for=event.names, reason=event.text, blocked=event.blocked)
+    return after, (Record("blocked", event.text, "warning"),) if event.blocked else ()
 
 
 def _preflight_passed(engine: Engine, event: ev.PreflightPassed, now: Moment) -> Step:

@@ -53,13 +53,18 @@ def _next_generation(engine: Engine) -> Engine:
     return replace(
         engine, generation=engine.generation + 1, plan=None, went_ready=False, ready_since=None, outcome=None,
         diagnosis=None, readiness_failures=0, liveness_failures=0, backoff_until=None, waiting_for=(),
-        needs_restart=False,
+        blocked=False, needs_restart=False,
     )  # fmt: skip
 
 
 def preflight(engine: Engine) -> Step:
     after = replace(
-        engine, state=State.ACTIVATING, sub=Sub.PREFLIGHT, reason="checking what it needs", waiting_for=()
+        engine,
+        state=State.ACTIVATING,
+        sub=Sub.PREFLIGHT,
+        reason="checking what it needs",
+        waiting_for=(),
+        blocked=False,
     )
     return after, (Preflight(engine.generation),)
 

@@ -169,7 +169,8 @@ class Supervisor:
                 continue
             text = "waiting for " + ", ".join(self._describe(name) for name in names)
             if text != engine.reason:
-                self._queue.append((engine.id, DependenciesWaiting(engine.generation, names, text)))
+                blocked = any(self._blocks(name) for name in names)
+                self._queue.append((engine.id, DependenciesWaiting(engine.generation, names, text, blocked)))
 
     def _describe(self, name: str) -> str:
         engine = self.named(name)
@@ -196,7 +197,7 @@ class Supervisor:
             return True
         if engine.state is State.ACTIVE:
             return engine.desired is Desired.RUNNING and not engine.held
-        return engine.sub is Sub.QUEUED and any(self._blocks(name) for name in engine.waiting_for)
+        return engine.sub is Sub.QUEUED and engine.blocked
 
     def _blocks(self, name: str) -> bool:
         engine = self.named(name)

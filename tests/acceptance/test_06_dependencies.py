@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.acceptance.harness import Daemon, free_port
 
 
@@ -46,7 +44,6 @@ def _broken_base(daemon: Daemon) -> str:
     return front
 
 
-@pytest.mark.xfail(strict=True, reason="`sagectl start` does not judge engines that its engine waits for")
 def test_start_says_that_a_dependency_failed(daemon: Daemon) -> None:
     """Scenario 6.2: base crashes at its start and is not restarted. `sagectl start front`.
 

@@ -52,6 +52,7 @@ def engine(name: str, **properties: Any) -> dict[str, Any]:
         "last_exit": None,
         "diagnosis": None,
         "waiting_for": [],
+        "blocked": False,
         "serves": [],
         "log_path": f"/var/log/sagectl/{name}.log",
         **properties,

@@ -10,11 +10,13 @@ from sagectl.cli.verdict import GRACE, Goal, Verdict, judge
 
 
 def engine(state: str, substate: str, desired: str = "running", **more: Any) -> Any:
-    return {"state": state, "substate": substate, "desired": desired, "reason": "", "since": "t0", **more}
+    basis = {"state": state, "substate": substate, "desired": desired, "reason": "", "since": "t0"}
+    return {**basis, "blocked": False, **more}
 
 
 DEAD = engine("inactive", "dead", "stopped")
 STARTING = engine("activating", "starting", since="t1")
+BLOCKED = engine("activating", "queued", since="t1", blocked=True, reason="waiting for base (failed)")
 BACKOFF = engine("activating", "backoff", since="t2")
 READY = engine("active", "ready", since="t3", pid=1, started_at="t1")
 UNREADY = engine("active", "unready", since="t4", pid=1, started_at="t1")
@@ -32,6 +34,7 @@ YES = Verdict(True)
     [
         (DEAD, STARTING, None),
         (DEAD, BACKOFF, None),
+        (DEAD, BLOCKED, Verdict(False, "waiting for base (failed)")),
         (DEAD, READY, YES),
         (READY, READY, YES),
         (DEAD, UNREADY, None),

@@ -175,7 +175,7 @@ def test_ctrl_c_is_no_fault_of_a_plugin(plugin: Make) -> None:
 def test_annotations_that_mean_nothing_are_reported(plugin: Make) -> None:
     @dataclass(frozen=True)
     class Odd:
-        a: NoSuchType = option("a", default=None)  # type: ignore[name-defined]  # noqa: F821, RUF009
+        a: NoSuchType = option("a", default=None)  # type: ignore[name-defined]  # noqa: F821
 
     ((_, reason),) = reasons(discover([plugin("odd", lambda: [kind(options=Odd)])]))
     assert reason.startswith("kind x: the annotations of `options` are not usable: ")
