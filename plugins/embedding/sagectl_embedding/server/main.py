@@ -110,6 +110,8 @@ async def _run(options: argparse.Namespace) -> int:
         reason = ended.exception()
         trace = None if isinstance(reason, LoadError) else reason
         log.error("the model cannot be loaded: %s", reason, exc_info=trace)
+        if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
+            log.error("HF_HUB_OFFLINE is set: nothing was asked of the hub")
         return 1
     service.draining = True
     await runner.cleanup()
