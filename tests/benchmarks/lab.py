@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sagectl.errors import NoDaemon
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -169,10 +172,10 @@ def run_timed(command: Sequence[str], env: dict[str, str]) -> tuple[float, float
 
 
 def eventually(condition: Callable[[], Any], pause: float = 0.01) -> Any:
-    """The first true value of `condition`."""
+    """The first true value of `condition`. Where it cannot tell yet, that is no error."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NoDaemon):
             if value := condition():
                 return value
         assert time.monotonic() < deadline, "it did not come to be"
@@ -224,11 +227,15 @@ class Supervisor:
     def close(self) -> None:
         """End it and its engines, and remove the directory."""
         if self.process is not None:
+            everything = descendants(self.pid)
             self.process.terminate()
             try:
-                self.process.wait(PATIENCE)
-            finally:
-                self.process.kill()
+                self.process.wait(PATIENCE / 2)
+            except subprocess.TimeoutExpired:  # circus does that at times
+                for pid in everything:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self.process.wait()
         self.engines.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
