@@ -1,4 +1,7 @@
-"""Fixtures for the tests marked `heavy`: an interpreter with torch and transformers, and a model for it."""
+"""Fixtures for the tests marked `heavy`: interpreters with what an engine needs, and a model for them.
+
+Those marked `vllm` too run in an environment of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,27 @@ from pathlib import Path
 import pytest
 
 INTERPRETER = "SAGECTL_TRANSFORMERS_PYTHON"
+VLLM_INTERPRETER = "SAGECTL_VLLM_PYTHON"
 STARTER = Path(__file__).parents[1] / "plugins" / "llm" / "sagectl_llm" / "starter.py"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the interpreter leave the heavy tests out, visibly; a wrong one is an error."""
-    python = os.environ.get(INTERPRETER)
-    if python:
-        if not os.access(python, os.X_OK):
-            raise pytest.UsageError(
-                f"{INTERPRETER}={python} cannot be run; `make test` builds one and sets it"
-            )
-        return
-    skip = pytest.mark.skip(reason=f"{INTERPRETER} names no interpreter; `make test` builds one and sets it")
+    """Without its interpreter leave a heavy test out, visibly; a wrong one is an error."""
+    skips = {name: _skip_unless(name) for name in (INTERPRETER, VLLM_INTERPRETER)}
     for item in items:
         if "heavy" in item.keywords:
-            item.add_marker(skip)
+            skip = skips[VLLM_INTERPRETER if "vllm" in item.keywords else INTERPRETER]
+            if skip is not None:
+                item.add_marker(skip)
+
+
+def _skip_unless(variable: str) -> pytest.MarkDecorator | None:
+    python = os.environ.get(variable)
+    if not python:
+        return pytest.mark.skip(reason=f"{variable} names no interpreter; `make test` builds one and sets it")
+    if not os.access(python, os.X_OK):
+        raise pytest.UsageError(f"{variable}={python} cannot be run; `make test` builds one and sets it")
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +42,18 @@ def transformers_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def starter_model(transformers_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the untrained starter model, built once a session."""
+def vllm_python() -> str:
+    """Path of an interpreter with vLLM; only for tests marked `heavy` and `vllm`."""
+    return os.environ[VLLM_INTERPRETER]
+
+
+@pytest.fixture(scope="session")
+def starter_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the untrained starter model, built once a session, by the interpreter there is."""
+    python = os.environ.get(INTERPRETER) or os.environ[VLLM_INTERPRETER]
     directory = tmp_path_factory.mktemp("models") / "sagectl-starter-untrained"
     built = subprocess.run(
-        [transformers_python, str(STARTER), str(directory)], capture_output=True, text=True, check=False
+        [python, str(STARTER), str(directory)], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stderr
     return directory
