@@ -1,4 +1,6 @@
 # make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with one llm engine
+# make up BACKEND=vllm                 the same, served by vLLM (its build for the CPU)
+# make vllm-env                        the environment for that, about 4 GB; prints its interpreter
 # make test                            every test there is
 # make test-fast                       without those that need torch and transformers
 # make bench                           the benchmarks at full length, with their figures
@@ -20,9 +22,10 @@ PYTHON ?= $(or $(shell for python in python3 python3.14 python3.13 python3.12 py
 ENVS = "$(PYTHON)" etc/make/envs.py
 MODEL ?=
 TORCH ?= auto
+BACKEND ?= transformers
 ARGS ?=
 
-.PHONY: help up test test-fast bench lint format clean
+.PHONY: help up vllm-env test test-fast bench lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,12 +33,18 @@ help:
 up:
 	@$(ENVS) core >/dev/null; \
 	engine=$$($(ENVS) transformers --torch $(TORCH)); \
-	exec .venv/bin/python etc/make/up.py --engine-python "$$engine" --model "$(MODEL)"
+	if [ "$(BACKEND)" = vllm ]; then llm=$$($(ENVS) vllm); else llm=$$engine; fi; \
+	exec .venv/bin/python etc/make/up.py --engine-python "$$llm" --starter-python "$$engine" \
+	  --backend "$(BACKEND)" --model "$(MODEL)"
+
+vllm-env:
+	@$(ENVS) vllm
 
 test:
 	@$(ENVS) dev >/dev/null; \
 	engine=$$($(ENVS) transformers --torch $(TORCH)); \
-	SAGECTL_TRANSFORMERS_PYTHON="$$engine" .venv/bin/python -m pytest $(ARGS)
+	vllm=$$($(ENVS) vllm); \
+	SAGECTL_TRANSFORMERS_PYTHON="$$engine" SAGECTL_VLLM_PYTHON="$$vllm" .venv/bin/python -m pytest $(ARGS)
 
 test-fast:
 	@$(ENVS) dev >/dev/null; \

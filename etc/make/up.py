@@ -33,10 +33,12 @@ python = {python}
 
 [engines.{engine}]
 kind = "llm"
-backend = "transformers"
+backend = {backend}
 model = {model}
 autostart = true
-{device}"""
+{device}{memory}"""
+# vLLM takes most of the machine's memory for its cache where nobody says how much.
+VLLM_MEMORY = 'kv_cache_memory = "256MiB"\nenforce_eager = true\n'
 
 HINTS = """
 {line}
@@ -53,11 +55,17 @@ Ctrl-C stops the engine and sagectld.
 """
 
 
-def configuration(python: str, model: str) -> str:
+def configuration(python: str, model: str, backend: str = "transformers") -> str:
     """The TOML for one engine; the starter needs no GPU even where there is one."""
     device = "" if has_gpu() and model != STARTER else "use_gpu = false\n"
     return CONFIGURATION.format(
-        mark=MARK, python=json.dumps(python), model=json.dumps(model), engine=ENGINE, device=device
+        mark=MARK,
+        python=json.dumps(python),
+        model=json.dumps(model),
+        engine=ENGINE,
+        backend=json.dumps(backend),
+        device=device,
+        memory=VLLM_MEMORY if backend == "vllm" and device else "",
     )
 
 
@@ -223,6 +231,8 @@ def main() -> int:
     """Prepare the directory and serve."""
     parser = argparse.ArgumentParser(description="Run sagectld with one llm engine, in the foreground.")
     parser.add_argument("--engine-python", required=True)
+    parser.add_argument("--starter-python", required=True, help="has torch and transformers")
+    parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--model", default="")
     parser.add_argument("--home", type=Path, default=ROOT / ".sagectl")
     arguments = parser.parse_args()
@@ -233,11 +243,11 @@ def main() -> int:
         return 1
     model = arguments.model or STARTER
     if model == STARTER:
-        build_starter(arguments.engine_python, home)
+        build_starter(arguments.starter_python, home)
     elif Path(model).expanduser().is_dir():
         model = str(Path(model).expanduser().resolve())
     config = home / "etc" / "sagectl.toml"
-    if not write_configuration(config, configuration(arguments.engine_python, model)):
+    if not write_configuration(config, configuration(arguments.engine_python, model, arguments.backend)):
         if arguments.model:
             say(f"{config} is your own, so MODEL is not written into it: set `model` there")
             return 2
