@@ -273,7 +273,7 @@ class Engine:
 
     def note_shared(self) -> None:
         """Remember what the tree has in /dev/shm, while its processes can be asked."""
-        if self.occupied and self.started:
+        if self.occupied and self.started and shared.in_use():
             # The clock that stamps files lags behind by up to a tick.
             self.shared |= shared.mapped(self.members(), self.started["started_wall"] - 0.02)
 

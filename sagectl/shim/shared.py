@@ -25,17 +25,20 @@ def is_tracker(pid: int) -> bool:
         return False
 
 
+def in_use() -> bool:
+    """Whether anybody has anything there: a cheap look before a dear one."""
+    try:
+        return bool(os.listdir(FOLDER))
+    except OSError:
+        return False
+
+
 def mapped(pids: Iterable[int], since: float) -> dict[bytes, tuple[int, int]]:
     """The files there that these processes map and that are no older than `since` (Unix seconds).
 
     As {path: (device, inode)}. Only direct entries of the folder: it is sticky, so that nobody can
     have another's path lead elsewhere.
     """
-    try:
-        if not os.listdir(FOLDER):
-            return {}
-    except OSError:
-        return {}
     found = {}
     for pid in pids:
         for path, identity in _maps(pid):

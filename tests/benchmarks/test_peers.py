@@ -16,7 +16,7 @@ def test_against(kind: type[Sagectl], round_: int, figures: Figures) -> None:
         one.configure(1)
         one.start()
         [(pid, _)] = one.engines.began(1)
-        times = respawns(one, pid, sized(20, 2), pause=0.1)
+        times = respawns(one, pid, sized(20, 1), pause=0.1)
         figures.add(f"{kind.name}: kill -9 to respawn", spread(times, digits=1))
     count = sized(200, 10)
     with kind() as one:
