@@ -71,7 +71,7 @@ _MACHINE = (
 # What the hub and the loading of a checkpoint say, whichever server asks for them.
 HUB = (
     Rule(
-        r"(?P<code>401|403) Client Error[\s\S]*?gated repo",
+        r"(?P<code>401|403) Client Error[\s\S]{0,400}?Cannot access gated repo",
         "{model} is gated: the hub refused the download ({code}).",
         "Accept its licence on the hub, then put `HF_TOKEN=…` in a file and name it in `env_file`.",
     ),

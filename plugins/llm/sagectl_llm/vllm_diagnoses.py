@@ -14,7 +14,7 @@ from sagectl_llm import diagnoses
 from sagectl_llm.options import LlmOptions
 from sagectl_llm.vllm_rules import CAUSES, DEATHS
 
-_PROCESS = re.compile(r"\x1b\[[0-9;]*m|^\((?:APIServer|EngineCore|Worker|ApiServer)\S*(?: pid=\d+)?\) ?")
+_PROCESS = re.compile(r"\x1b\[[0-9;]*m|^\(\w[\w-]* pid=\d+\) ?")
 _LEVEL = re.compile(r"^(INFO|DEBUG|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?")
 _HARMLESS = ("INFO", "DEBUG", "WARNING")
 _ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt)\b|error\b): ?(.*)")
@@ -61,6 +61,8 @@ def _first_error(request: EngineRequest[LlmOptions], lines: Sequence[str]) -> Di
         text = match[2].strip()
         if re.fullmatch(r"\d+ validation errors? for \w+", text) and number + 1 < len(lines):
             text = lines[number + 1].strip()  # pydantic's own sentence comes after
+            if " " not in text and number + 2 < len(lines):
+                text = f"{text}: {lines[number + 2].strip()}"  # the field has a line of its own
             text = text.removeprefix("Value error, ").partition(" [type=")[0]
         words = f"{match[1]}: {text}" if text else match[1]
         return Diagnosis(

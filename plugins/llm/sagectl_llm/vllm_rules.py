@@ -237,9 +237,10 @@ _ARCHITECTURE = (
         'Upgrade vllm, set `backend = "transformers"`, or choose another `model`.',
     ),
     Rule(
-        r"[Uu]nsupported (?:attention )?head[_ ](?:size|dim)\w*:? ?(?P<size>\d*)"
-        r"|[Hh]ead[_ ]size (?P<other>\d+) is not supported|head_size not supported",
-        "vLLM's kernels here do not support the head size {size}{other} of {model}.",
+        r"Unsupported CPU attention configuration: head_dim=(?P<size>\d+)"
+        r"|[Uu]nsupported (?:attention )?head[_ ](?:size|dim)\w*:? ?(?P<other>\d*)"
+        r"|[Hh]ead[_ ]size (?P<third>\d+) is not supported|head_size not supported",
+        "vLLM's kernels here do not support the head size {size}{other}{third} of {model}.",
         'Set `backend = "transformers"`, try `extra_args = ["--attention-backend", …]`, or choose another '
         "`model`.",
     ),
@@ -257,6 +258,11 @@ _ARCHITECTURE = (
 )
 
 _CHECKPOINT = (
+    Rule(
+        r"Repo id must be in the form",
+        "{model} is neither a directory nor a model's name on the hub.",
+        "Correct `model` (ORGANISATION/NAME, or the absolute path of a directory).",
+    ),
     Rule(
         r"Couldn't instantiate the backend tokenizer",
         "{model} has no tokenizer that transformers can load.",
@@ -278,8 +284,8 @@ _CHECKPOINT = (
 
 _VERSIONS = (
     Rule(
-        r"No package metadata was found for (?P<package>[\w-]+)|PackageNotFoundError: (?P<other>[\w-]+)",
-        "The environment of {python} is not whole: it has no metadata of {package}{other}.",
+        r"No package metadata was found for (?P<package>[\w-]+)",
+        "The environment of {python} is not whole: it has no metadata of {package}.",
         _NEW_ENVIRONMENT,
     ),
     Rule(
