@@ -29,6 +29,15 @@ def definition_options(command: CommandT) -> CommandT:
         click.option("--engine-kind", default="llm", show_default=True, metavar="KIND", help="Its kind."),
         click.option("--name", metavar="NAME", help="Its name (default: chosen by the daemon)."),
         click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="Its port."),
+        click.option(
+            "--gpu-util",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="F",
+            help="Share of each GPU's memory to use, such as 0.7 (gpu_memory in the configuration).",
+        ),
+        click.option(
+            "--use-gpu/--no-gpu", default=None, help="Give it GPUs, or none (default: as its kind does)."
+        ),
         click.option("--python", metavar="PATH", help="The interpreter that runs it."),
         click.option("--backend", metavar="NAME", help="The server that runs the model."),
         click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; repeatable."),
@@ -53,6 +62,8 @@ def body(
     engine_kind: str,
     name: str | None,
     port: int | None,
+    gpu_util: float | None,
+    use_gpu: bool | None,
     python: str | None,
     backend: str | None,
     labels: Sequence[str],
@@ -72,6 +83,8 @@ def body(
         "name": name,
         "model": None if model is None else local(model),
         "port": port,
+        "gpu_memory": None if gpu_util is None else f"{round(gpu_util * 100, 4):g}%",
+        "use_gpu": use_gpu,
         "python": None if python is None else local(os.path.expanduser(python)),
         "backend": backend,
         "labels": dict(_pair(label, "--label") for label in labels) or None,

@@ -46,6 +46,7 @@ def engine_start(
 
     \b
       sagectl engine start Qwen/Qwen2.5-0.5B-Instruct --engine-kind llm --port 8001
+      sagectl engine start BAAI/bge-small-en-v1.5 --engine-kind embedding --use-gpu
     """
     session = context.ensure_object(Session)
     definition = body(model, context.meta.get("words", ()), **options)

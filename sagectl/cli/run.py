@@ -37,7 +37,7 @@ def run_verb(context: click.Context, /, model: str | None, detach: bool, **optio
     What follows `--` are further flags of the model's server, or the command of kind exec.
 
     \b
-      sagectl run Qwen/Qwen2.5-0.5B-Instruct --port 8001
+      sagectl run Qwen/Qwen2.5-0.5B-Instruct --port 8001 --gpu-util 0.7
       sagectl run ./my-model --detach -o max_model_len=4096
       sagectl run --engine-kind exec -- llama-server -m x.gguf --port {port}
     """

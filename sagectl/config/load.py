@@ -32,6 +32,7 @@ _NOT_YET = {
     "presets": "this version has no presets yet",
     "models": "this version has no model store yet",
 }
+_EXCEPT = {"gpu_memory": ', except for a share such as "70%" by vLLM'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,5 +331,5 @@ class _Loader:
             if not users:
                 continue
             others = f" (also in {len(users) - 1} more)" if len(users) > 1 else ""
-            message = f"accepted, not acted on by this version{others}"
+            message = f"accepted, not acted on by this version{_EXCEPT.get(key, '')}{others}"
             self.report.warning(users[0].section, (key,), message)

@@ -196,7 +196,7 @@ def _after_failure(engine: Engine, outcome: Outcome, now: Moment) -> Step:
         went_ready=engine.went_ready,
         hopeless=engine.diagnosis is not None and not engine.diagnosis.retryable,
     )
-    what = engine.diagnosis.summary if engine.diagnosis else outcome.text
+    what = engine.diagnosis.summary.rstrip(".") if engine.diagnosis else outcome.text
     if isinstance(decision, restart.GiveUp):
         sub = Sub.START_LIMIT if decision.limited else outcome.sub
         reason = f"{what}; {decision.text}" if decision.limited else what

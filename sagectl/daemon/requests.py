@@ -22,6 +22,7 @@ def request_of(spec: EngineSpec, port: int | None, *, models: Path, state_dir: P
         probe=spec.probe_choice,
         models_dir=str(models),
         state_dir=str(state_dir),
+        gpu_memory=spec.declared.get("gpu_memory"),
     )
 
 

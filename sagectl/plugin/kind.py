@@ -227,6 +227,8 @@ class EngineRequest(Generic[OptionsT_co]):
     """Where sagectl keeps models and checkpoints."""
     state_dir: str
     """A directory of this engine's own that outlives restarts; made before launch."""
+    gpu_memory: str | int | None = None
+    """As the user wrote it: a share of each card such as "70%", bytes, or "auto"; None where he did not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Container
 from pathlib import Path
 
+GATEWAY = 8889
+"""The gateway's, unless configured otherwise: never given to an engine that asked for none."""
 _LISTEN = "0A"
 
 
@@ -51,12 +53,12 @@ def is_free(host: str, port: int) -> bool:
 
 
 def first_free(host: str, start: int, taken: Container[int] = ()) -> int | None:
-    """The first port from `start` on that is neither in `taken` nor in use; None where there is none.
+    """The first port from `start` on that is not in `taken`, not the gateway's and not in use, or None.
 
     It looks at no more than 1000 ports, so that a host that is not ours is told soon.
     """
     for port in range(start, min(start + 1000, 65536)):
-        if port not in taken and is_free(host, port):
+        if port not in taken and port != GATEWAY and is_free(host, port):
             return port
     return None
 

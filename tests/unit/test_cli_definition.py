@@ -14,6 +14,8 @@ NOTHING: dict[str, Any] = {
     "engine_kind": "llm",
     "name": None,
     "port": None,
+    "gpu_util": None,
+    "use_gpu": None,
     "python": None,
     "backend": None,
     "labels": (),
@@ -38,6 +40,16 @@ def test_options_become_the_configurations_keys() -> None:
         "backend": "transformers",
         "labels": {"team": "nlp"},
     }
+
+
+@pytest.mark.parametrize(("share", "written"), [(0.7, "70%"), (1.0, "100%"), (0.555, "55.5%"), (0.29, "29%")])
+def test_a_share_of_the_gpu_is_written_as_the_configuration_has_it(share: float, written: str) -> None:
+    assert body("m", gpu_util=share)["gpu_memory"] == written
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_gpus_are_asked_for_or_declined(wanted: bool) -> None:
+    assert body("m", use_gpu=wanted)["use_gpu"] is wanted
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,15 @@ def test_gpus_with_a_build_for_the_cpu_are_refused() -> None:
     assert "use_gpu = false" in refusal.remedy
 
 
+def test_a_share_of_the_card_is_passed_on() -> None:
+    assert value_of(planned(request(gpu_memory="70%")), "--gpu-memory-utilization") == "0.7"
+    both = request(with_vllm(gpu_memory_utilization=0.5), gpu_memory="70%")
+    assert value_of(planned(both), "--gpu-memory-utilization") == "0.5"
+    for other in ("auto", 4 << 30, None):
+        assert "--gpu-memory-utilization" not in planned(request(gpu_memory=other)).argv
+    assert "--gpu-memory-utilization" not in planned(request(gpu_memory="70%", gpu_ids=()), modules=CPU).argv
+
+
 def test_several_gpus_share_each_layer_unless_said_otherwise() -> None:
     assert value_of(planned(request(gpu_ids=(2, 3))), "--tensor-parallel-size") == "2"
     plan = planned(request(with_vllm(pipeline_parallel_size=2), gpu_ids=(0, 1, 2, 3)))

@@ -69,7 +69,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
             *(request.python, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", model.path, "--served-model-name", model.name),
             *("--host", request.host, "--port", str(request.port)),
-            *flags(options, gpus=len(request.gpu_ids or ()), on_cpu=on_cpu),
+            *flags(options, gpus=len(request.gpu_ids or ()), on_cpu=on_cpu, gpu_memory=request.gpu_memory),
         ),
         env=environment(options, may_be_cpu=request.gpu_ids in ((), None)),
         probes=_probes(request, model.name),

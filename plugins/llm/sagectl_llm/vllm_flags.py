@@ -37,13 +37,19 @@ _SWITCHES = {
 }
 
 
-def flags(options: LlmOptions, *, gpus: int, on_cpu: bool) -> tuple[str, ...]:
+def flags(
+    options: LlmOptions, *, gpus: int, on_cpu: bool, gpu_memory: str | int | None = None
+) -> tuple[str, ...]:
     """The command line after model, name and address.
 
     Args:
         gpus: how many the engine is given; 0 where that is not known.
+        gpu_memory: as the user wrote it; only a share of the card can be passed on.
     """
     found = ["--dtype", options.dtype]
+    share = gpu_memory if isinstance(gpu_memory, str) and gpu_memory.endswith("%") else None
+    if share is not None and options.gpu_memory_utilization is None and not on_cpu:
+        found += ["--gpu-memory-utilization", f"{float(share[:-1]) / 100:g}"]
     for name, flag in _VALUES.items():
         value = getattr(options, name)
         if value is not None:
