@@ -98,7 +98,7 @@ class Reloader:
             restart=restart,
             running={engine.name for engine in declared if _has_process(engine)},
             keep=config.left_out_names,
-            warnings=tuple(str(warning) for warning in config.warnings),
+            warnings=tuple(str(problem) for problem in (*config.warnings, *config.left_out)),
         )
 
     def _refuse_transient_names(self, new: Mapping[str, EngineSpec]) -> None:
