@@ -230,7 +230,9 @@ def test_run_ends_with_its_engine(cli: Cli, daemon: FakeDaemon, capsys: Out) -> 
 
 
 def _spawn(daemon: FakeDaemon, *words: str) -> subprocess.Popen[str]:
-    code = "from sagectl.cli.main import main; main()"
+    # Ctrl-C is ignored in what a shell starts in the background, such as this test.
+    obey = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{obey}; from sagectl.cli.main import main; main()"
     command = [sys.executable, "-c", code, "--socket", daemon.path, *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
