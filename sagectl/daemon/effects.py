@@ -27,9 +27,9 @@ from sagectl.system.journal import Journal
 from sagectl.system.probes import ProbeOutcome, Prober, Target
 from sagectl.system.processes import LaunchOrder, Processes
 
-LOG_LINES = 200
+LOG_LINES = 1000
 """How many of an engine's last lines its kind is shown to explain a failure."""
-LOG_BYTES = 64 << 10
+LOG_BYTES = 256 << 10
 DRAIN_POLL = 0.1
 """Seconds between two looks at the requests in flight."""
 

@@ -48,7 +48,7 @@ class Vllm(Daemon):
             enforce_eager = true
             kv_cache_memory = "256MiB"
             restart = {{ delay = 0, limit = 0 }}
-            probe = {{ interval = 1 }}
+            probe = {{ interval = 5 }}
             env = {{ HF_HUB_OFFLINE = "1", HF_HOME = "{self.home}/hf" }}
             [engines.chat]
             kind = "llm"
@@ -120,6 +120,7 @@ def vllm(vllm_python: str, starter_model: Path) -> Iterator[Vllm]:
     for name in ("chat", "second"):
         daemon.until_state(name, "ready", timeout=START)
     yield daemon
+    daemon.terminate()  # which stops them; killed with their shims they would leave shared memory behind
     daemon.close()
 
 
