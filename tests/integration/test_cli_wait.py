@@ -174,6 +174,14 @@ def test_a_daemon_that_comes_back_is_waited_for(
 ) -> None:
     monkeypatch.setattr(wait, "SAFETY", 0.05)
     daemon.script["start", "chat"] = [STARTING, STARTING]
+    # Its output is read only once it has ended: pytest's capture loses what another thread writes meanwhile.
+    missed, absent = threading.Event(), wait.Wait._absent
+
+    def note(self: wait.Wait) -> None:
+        missed.set()
+        absent(self)
+
+    monkeypatch.setattr(wait.Wait, "_absent", note)
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(cli("start", "chat")))
     thread.start()
@@ -181,15 +189,14 @@ def test_a_daemon_that_comes_back_is_waited_for(
         daemon.changed.wait_for(lambda: len(daemon.events) >= 2, timeout=20)
     daemon.close()
     Path(daemon.path).unlink()
-    said = ""
-    while "waiting for it to come back" not in said:
-        assert thread.is_alive(), said
-        said += capsys.readouterr().err
+    assert missed.wait(timeout=20)
     next_one = FakeDaemon(Path(daemon.path), [engine("chat", **READY)])
     thread.join(timeout=20)
     next_one.close()
     assert codes == [0]
-    assert "chat: active (ready)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "waiting for it to come back" in said.err
+    assert "chat: active (ready)" in said.out
 
 
 def test_a_daemon_that_does_not_come_back_ends_the_wait_with_5(
