@@ -1,4 +1,4 @@
-# make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with one llm engine
+# make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with two engines: chat and embed
 # make up BACKEND=vllm                 the same, served by vLLM (its build for the CPU)
 # make vllm-env                        the environment for that, about 4 GB; prints its interpreter
 # make test                            every test there is

@@ -113,21 +113,44 @@ def test_a_configuration_of_ones_own_is_never_overwritten(tmp_path: Path) -> Non
     assert path.read_text() == "# mine\n"
 
 
+def test_the_first_configuration_has_an_embedding_engine_with_an_interpreter_of_its_own() -> None:
+    text = up.configuration("/vllm/python", "m", "vllm", embedding_python="/torch/python")
+    found = tomli.loads(text)
+    assert found["engines"]["embed"]["kind"] == "embedding"
+    assert found["defaults"]["llm"]["python"] == "/vllm/python"
+    assert found["defaults"]["embedding"]["python"] == "/torch/python"
+
+
 def test_the_hints_name_the_address_and_the_model_and_what_it_is() -> None:
-    engine = {"address": "127.0.0.1:8001", "serves": [up.STARTER], "model_id": up.STARTER}
-    text = up.hints(Path("/home/x/.sagectl"), engine)
+    chat = {
+        "state": "active",
+        "engine_kind": "llm",
+        "address": "127.0.0.1:8001",
+        "serves": [up.STARTER],
+        "model_id": up.STARTER,
+    }
+    embed = {
+        "state": "active",
+        "engine_kind": "embedding",
+        "address": "127.0.0.1:8090",
+        "serves": ["e5"],
+        "model_id": "e5",
+    }
+    text = up.summary(Path("/home/x/.sagectl"), {"chat": chat, "embed": embed})
     assert "curl http://127.0.0.1:8001/v1/chat/completions" in text
     assert f'"model": "{up.STARTER}"' in text
-    assert "untrained" in text
+    assert text.count("untrained: ") == 1
+    assert "curl http://127.0.0.1:8090/v1/embeddings" in text
     assert "SAGECTL_HOME=/home/x/.sagectl" in text
 
 
 def test_a_failure_says_why_and_where_to_look() -> None:
     engine = {
+        "state": "failed",
         "reason": "exit code 1",
         "diagnosis": {"summary": "No such model.", "remedy": "Correct `model`."},
     }
-    text = up.failure(Path("/home/x/.sagectl"), engine)
+    text = up.summary(Path("/home/x/.sagectl"), {"embed": engine})
     assert "No such model." in text
     assert "Correct `model`." in text
-    assert "logs chat" in text
+    assert "logs embed" in text
