@@ -211,9 +211,14 @@ def runs(client: Client) -> bool:
     return True
 
 
+def program(name: str) -> str:
+    """The program of this name beside the interpreter that runs this one."""
+    return str(Path(sys.executable).with_name(name))
+
+
 def sagectl(home: Path) -> str:
     """The command line for this directory, as one types it in another terminal."""
-    return f"SAGECTL_HOME={shlex.quote(str(home))} {shlex.quote(str(ROOT / '.venv' / 'bin' / 'sagectl'))}"
+    return f"SAGECTL_HOME={shlex.quote(str(home))} {shlex.quote(program('sagectl'))}"
 
 
 def serve(home: Path, config: Path, client: Client) -> int:
@@ -221,7 +226,7 @@ def serve(home: Path, config: Path, client: Client) -> int:
     as SIGTERM, which stops its engines.
     """
     daemon = subprocess.Popen(
-        [str(ROOT / ".venv" / "bin" / "sagectld"), "--config", str(config)],
+        [program("sagectld"), "--config", str(config)],
         env=os.environ | {"SAGECTL_HOME": str(home)},
         stdin=subprocess.DEVNULL,
         process_group=0,

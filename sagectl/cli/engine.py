@@ -10,9 +10,9 @@ from sagectl import errors
 from sagectl.cli import exits
 from sagectl.cli.definition import WordsAfterDashes, body, definition_options
 from sagectl.cli.follow import logs_verb
-from sagectl.cli.lifecycle import request, wait_options
+from sagectl.cli.lifecycle import stop_verb, wait_options
 from sagectl.cli.look import print_list, status_verb
-from sagectl.cli.session import Session, json_option, pass_session, refs_argument
+from sagectl.cli.session import Session, json_option, pass_session
 from sagectl.cli.verdict import Goal
 from sagectl.cli.wait import follow_up, newest_event
 
@@ -29,6 +29,7 @@ def engine_verb() -> None:
 
 engine_verb.add_command(status_verb)
 engine_verb.add_command(logs_verb)
+engine_verb.add_command(stop_verb)
 
 
 @engine_verb.command("start", cls=WordsAfterDashes, short_help="Define an engine, start it, print its id.")
@@ -72,42 +73,6 @@ def engine_list(session: Session) -> int:
       sagectl engine list
     """
     return print_list(session, ids=True)
-
-
-@engine_verb.command("stop", short_help="Stop engines, by id, name or port.")
-@refs_argument(required=False)
-@click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="The engine that holds this port.")
-@click.option("--drain", type=float, metavar="S", help="Give requests in flight S seconds.")
-@wait_options
-@json_option
-@pass_session
-def engine_stop(
-    session: Session,
-    names: tuple[str, ...],
-    port: int | None,
-    drain: float | None,
-    no_wait: bool,
-    timeout: float | None,
-) -> int:
-    """Stop engines, by id, name or port.
-
-    \b
-      sagectl engine stop engine-1f2e3d4c
-      sagectl engine stop --port 8001
-    """
-    if port is not None:
-        names = (*names, *(engine["engine_id"] for engine in session.client.engines(port=port)))
-    if not names:
-        raise click.UsageError("Which engine? Give a NAME, an id or --port.")
-    client = session.client
-    return request(
-        session,
-        Goal.DOWN,
-        names,
-        lambda e: client.stop(e["engine_id"], drain=drain),
-        no_wait=no_wait,
-        timeout=timeout,
-    )
 
 
 @engine_verb.command("prune", short_help="Forget transient engines that are down.")

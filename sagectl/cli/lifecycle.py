@@ -78,7 +78,8 @@ def start_verb(
 
 
 @click.command("stop", short_help="Stop engines and wait until nothing of them runs.")
-@refs_argument()
+@refs_argument(required=False)
+@click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="The engine that holds this port.")
 @click.option(
     "--drain", type=float, metavar="S", help="Give requests in flight S seconds (default: as configured)."
 )
@@ -86,17 +87,27 @@ def start_verb(
 @json_option
 @pass_session
 def stop_verb(
-    session: Session, names: tuple[str, ...], drain: float | None, no_wait: bool, timeout: float | None
+    session: Session,
+    names: tuple[str, ...],
+    port: int | None,
+    drain: float | None,
+    no_wait: bool,
+    timeout: float | None,
 ) -> int:
-    """Stop engines: requests in flight are finished first, then every process of the engine ends.
+    """Stop engines, by name, id or port: requests in flight are finished first, then every process ends.
 
     What depends on them goes on.
 
     \b
       sagectl stop chat
       sagectl stop chat --drain 0
+      sagectl stop --port 8001
     """
     client = session.client
+    if port is not None:
+        names = (*names, *(engine["engine_id"] for engine in client.engines(port=port)))
+    if not names:
+        raise click.UsageError("Which engine? Give a NAME, an id or --port.")
     return request(
         session,
         Goal.DOWN,

@@ -337,15 +337,17 @@ def test_kinds_works_without_a_daemon(tmp_path: Path, capsys: Out) -> None:
     assert isinstance(json.loads(capsys.readouterr().out)["kinds"], list)
 
 
-def test_engine_stop_finds_an_engine_by_its_port(cli: Cli, daemon: FakeDaemon) -> None:
+@pytest.mark.parametrize("verb", [("stop",), ("engine", "stop")])
+def test_stop_finds_an_engine_by_its_port(cli: Cli, daemon: FakeDaemon, verb: tuple[str, ...]) -> None:
     daemon.script["stop", "chat"] = [STOPPED]
-    assert cli("engine", "stop", "--port", "8001") == 0
+    assert cli(*verb, "--port", "8001") == 0
     assert daemon.engines["chat"]["state"] == "inactive"
-    assert cli("engine", "stop", "--port", "9999") == 4
+    assert cli(*verb, "--port", "9999") == 4
 
 
-def test_engine_stop_wants_to_know_which(cli: Cli) -> None:
-    assert cli("engine", "stop") == 2
+@pytest.mark.parametrize("verb", [("stop",), ("engine", "stop")])
+def test_stop_wants_to_know_which(cli: Cli, verb: tuple[str, ...]) -> None:
+    assert cli(*verb) == 2
 
 
 def test_engine_prune_forgets_transient_engines_that_are_down(
