@@ -167,7 +167,7 @@ def consistent(
         report.error(
             section, ("probe", chosen[1]), f"is a second probe beside {chosen[0]}", "keep one of them"
         )
-    if table.port is None and (kind.default_port is None or not kind.listens(options)):
+    if table.port is None and (kind.default_port is None or not listens(section, options, kind, report)):
         for key in {"http", "tcp"}.intersection(chosen):
             report.error(section, ("probe", key), "needs a port, and this engine has none", "add port = …")
     if kind.mode is Mode.RUN and table.restart.policy == "always":
@@ -194,12 +194,24 @@ def consistent(
         )
 
 
-def secrets(section: Section, table: EngineTable, report: Report, *, api: bool) -> None:
+def listens(section: Section, options: Any, kind: EngineKind[Any], report: Report) -> bool:
+    """Whether the engine needs a port; with wrong options it is not told that it lacks one."""
+    if options is None:
+        return True
+    try:
+        return bool(kind.listens(options))
+    except Exception as error:  # a third party's: it must neither end the daemon nor hide other mistakes
+        message = f"the kind {kind.name} failed on it: {type(error).__name__}: {error}"
+        report.error(section, (), message, "correct the plugin, or remove it: see `sagectl kinds`")
+        return True
+
+
+def secrets(section: Section, table: EngineTable, report: Report) -> None:
     """Report values of `env` that do not belong there."""
     for name in table.env:
         if not is_secret(name):
             continue
-        if api:
+        if section.place(("env", name)).source == "api":
             report.error(
                 section,
                 ("env", name),
@@ -238,7 +250,7 @@ def specs(
         python=_python(section, table, report),
         host=table.host,
         port=table.port,
-        default_port=kind.default_port if kind.listens(checked.options) else None,
+        default_port=kind.default_port if listens(section, checked.options, kind, report) else None,
         gpu_ids=_gpu_ids(table),
         user=table.user,
         autostart=table.autostart,

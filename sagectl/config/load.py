@@ -44,6 +44,7 @@ class Config:
     left_out: why an engine that is declared is not in `specs`: the plugin of its kind is broken. It
         must neither keep others from running nor end one that runs, and yet `check` fails.
     left_out_names: those engines, replicas included; `reload.plan` is to keep them.
+    defaults: kind → its `[defaults.KIND]`, for engines that requests define.
     """
 
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
@@ -54,6 +55,7 @@ class Config:
     warnings: tuple[Problem, ...] = ()
     left_out: tuple[Problem, ...] = ()
     left_out_names: frozenset[str] = frozenset()
+    defaults: Mapping[str, Section] = field(default_factory=dict)
 
 
 def load(
@@ -115,8 +117,16 @@ def _listed(directory: Path) -> list[Path]:
         raise InvalidConfig([problem]) from error
 
 
-def engine_from_body(name: str, body: Mapping[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> EngineSpec:
+def engine_from_body(
+    name: str,
+    body: Mapping[str, Any],
+    kinds: Mapping[str, EngineKind[Any]],
+    defaults: Mapping[str, Section] | None = None,
+) -> EngineSpec:
     """The engine that a request defines: the TOML's keys, SAGE's names too; null is the same as nothing.
+
+    Args:
+        defaults: kind → its `[defaults.KIND]`.
 
     Raises:
         InvalidConfig: with every wrong field.
@@ -130,7 +140,8 @@ def engine_from_body(name: str, body: Mapping[str, Any], kinds: Mapping[str, Eng
     section, kind = _with_kind(api, kinds, report)
     if kind is not None:
         section = engines.unknown_keys(section, kind, report)
-        made = _build(name, section, kind, report, api=True)
+        section = engines.combine((defaults or {}).get(kind.name), section)
+        made = _build(name, section, kind, report)
         if len(made) > 1:
             report.error(section, ("replicas",), "a request defines one engine", "define each by itself")
     if report.failed or not made:
@@ -161,14 +172,12 @@ def _with_kind(
     return section, kind
 
 
-def _build(
-    name: str, section: Section, kind: EngineKind[Any], report: Report, *, api: bool
-) -> tuple[EngineSpec, ...]:
+def _build(name: str, section: Section, kind: EngineKind[Any], report: Report) -> tuple[EngineSpec, ...]:
     checked = engines.check(section, kind, report)
     if checked.table is None:
         return ()
     engines.consistent(section, checked.table, checked.options, kind, report)
-    engines.secrets(section, checked.table, report, api=api)
+    engines.secrets(section, checked.table, report)
     return engines.specs(name, section, checked, kind, report)
 
 
@@ -294,6 +303,7 @@ class _Loader:
             files=tuple(self.files),
             warnings=problems,
             left_out=tuple(self.unusable),
+            defaults=self.defaults,
             left_out_names=frozenset(
                 n for one in declared.values() if one.name not in built for n in one.names
             ),
@@ -307,7 +317,7 @@ class _Loader:
             return section, ()
         section = engines.unknown_keys(section, kind, self.report)
         section = engines.combine(self.defaults.get(kind.name), section)
-        return section, _build(name, section, kind, self.report, api=False)
+        return section, _build(name, section, kind, self.report)
 
     def of_broken_plugin(self, own: Section) -> bool:
         wanted = own.values.get("kind", own.values.get("engine_kind"))

@@ -57,5 +57,9 @@ def is_secret(variable: str) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean "model"?`, or "" where nothing known is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f'did you mean "{close[0]}"?' if close else ""
+    # Few mistype the first letter: "bogus" does not mean "gpus", though "vllm" means "llm".
+    for name in difflib.get_close_matches(word, known, n=5):
+        alike = difflib.SequenceMatcher(None, word, name).ratio()
+        if name[:1] == word[:1] or alike >= 0.8:
+            return f'did you mean "{name}"?'
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,8 +141,16 @@ def _remedy(group: Sequence[ErrorDetails], value: Any) -> str:
         if kinds & {"int_type", "float_type"} and value.strip().lstrip("+-").replace(".", "", 1).isdigit():
             return f"write {value.strip()} without quotes"
         if kinds & {"list_type", "tuple_type"}:
-            return f"write [{describe(value)}]"
+            return f"write [{', '.join(describe(word) for word in _words(value))}]"
     return ""
+
+
+def _words(text: str) -> list[str]:
+    """The words of what may be a command line as one types it in a shell."""
+    try:
+        return shlex.split(text) or [text]
+    except ValueError:
+        return [text]
 
 
 def _one_of(words: Sequence[str]) -> str:

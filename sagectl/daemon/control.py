@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
-from sagectl.config import persist
+from sagectl.config import engines, persist
 from sagectl.config.load import engine_from_body
 from sagectl.config.paths import Paths
 from sagectl.config.sections import Origin
@@ -157,9 +158,7 @@ class Control:
         """Define a transient engine and start it. Raises InvalidConfig with every wrong field, Conflict."""
         engine_id = self.new_id()
         name = body.get("name", engine_id)
-        spec = engine_from_body(
-            str(name), {k: v for k, v in body.items() if k != "name"}, self._kinds.by_name()
-        )
+        spec = self._spec_from(str(name), {k: v for k, v in body.items() if k != "name"})
         if self._supervisor.named(spec.name) is not None:
             raise Conflict(
                 f"there is an engine {spec.name!r} already",
@@ -173,6 +172,10 @@ class Control:
         self.start_with_dependencies(engine, by_user=True)
         self._commit()
         return self._supervisor.get(engine_id) or engine
+
+    def _spec_from(self, name: str, body: Mapping[str, Any]) -> EngineSpec:
+        config = self._reloader.config
+        return engine_from_body(name, body, self._kinds.by_name(), config.defaults if config else None)
 
     def _check_definition(self, spec: EngineSpec) -> None:
         problems = []
@@ -242,17 +245,39 @@ class Control:
         origins = config.origins.get(engine.name, {}) if config else {}
         overridden = engine.name in self._store.overrides()
         spec = engine.spec
-        usual = persist.flat_spec(EngineSpec(spec.name, spec.kind, mode=spec.mode, python=spec.python))
+        usual = persist.flat_spec(EngineSpec(spec.name, spec.kind, mode=spec.mode, python=sys.executable))
+        if engine.transient:
+            origins, common = self._defaults_for(spec)
         answer = {}
         for key, value in persist.flat_spec(spec).items():
             if key == "autostart" and overridden:
                 origin = "sagectl enable" if spec.autostart else "sagectl disable"
+            elif engine.transient and key in origins and common.get(key) == value:
+                origin = _place(origins[key], spec.kind)
             elif engine.transient:
                 origin = "default" if usual.get(key) == value else "given over the API"
             else:
                 origin = _place(origins.get(key), spec.kind)
             answer[key] = {"value": value, "origin": origin}
         return answer
+
+    def _defaults_for(self, spec: EngineSpec) -> tuple[Mapping[str, Origin], Mapping[str, Any]]:
+        """Where the defaults of the engine's kind stand, and what an engine of them alone comes to."""
+        config = self._reloader.config
+        section = config.defaults.get(spec.kind) if config else None
+        if section is None:
+            return {}, {}
+        needed = {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(spec.options)
+            if field.default is MISSING and field.default_factory is MISSING
+            for value in [getattr(spec.options, field.name)]
+        }
+        try:
+            alone = self._spec_from(spec.name, {"kind": spec.kind, **needed})
+        except InvalidConfig:
+            return {}, {}  # defaults that are wrong without what the request gave
+        return engines.origins(section), persist.flat_spec(alone)
 
     def kinds(self) -> list[dict[str, Any]]:
         """Kinds with options and origin, and broken plugins with the reason."""

@@ -88,6 +88,23 @@ def test_engine_start_says_why_it_failed_on_standard_error(daemon: Daemon) -> No
     assert len(daemon.client.engines()) == 1
 
 
+def test_a_transient_engine_takes_the_defaults_of_its_kind(daemon: Daemon) -> None:
+    """Scenario 10.4: `[defaults.exec]` sets two variables; an engine is started that sets one of them itself.
+
+    Result: it sees the other from the configuration, and `cat` says where that one came from.
+    """
+    daemon.configure('[defaults.exec]\nenv = { ONE = "configured", TWO = "configured" }\n')
+    daemon.start()
+    says = "echo $ONE $TWO; exec sleep 60"
+    words = ["-o", 'env.TWO="own"', "-o", "name=greeter", "--", "sh", "-c", says]
+    started = daemon.cli("engine", "start", "--engine-kind", "exec", *words)
+    assert started.returncode == 0, started.stderr
+    assert b"configured own" in next(daemon.client.logs("greeter", follow=True))
+    shown = daemon.client.definition("greeter")
+    assert shown["env.ONE"]["origin"].endswith("sagectl.toml:2 [defaults.exec]")
+    assert shown["env.TWO"]["origin"] == "given over the API"
+
+
 def test_run_in_the_foreground_shows_the_log_and_ctrl_c_stops_it(daemon: Daemon) -> None:
     """Scenario 10.3: `sagectl run … -- COMMAND` in the foreground; the engine writes; Ctrl-C.
 

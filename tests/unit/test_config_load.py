@@ -451,6 +451,27 @@ def test_a_body_with_sages_names_is_understood() -> None:
     assert spec.declared == {"gpu_memory": round(4.5 * 2**30)}
 
 
+def test_a_request_takes_the_defaults_of_its_kind_and_its_own_keys_before_them(tmp_path: Path) -> None:
+    file = tmp_path / "sagectl.toml"
+    text = """
+        [defaults.llm]
+        python = "venv/bin/python"
+        env = { HF_HOME = "/models", HF_TOKEN = "in the file, so only worth a warning" }
+        tensor_parallel_size = 2
+        gpu_ids = [0, 1]
+    """
+    config = load(file, None, KINDS, texts={file: text})
+    body = {"kind": "llm", "model": "m", "tensor_parallel_size": 1, "use_gpu": False, "env": {"A": "b"}}
+    spec = engine_from_body("x", body, KINDS, config.defaults)
+    assert spec.python == str(tmp_path / "venv/bin/python")
+    assert spec.options == LlmOptions(tensor_parallel_size=1)
+    assert spec.gpu_ids == ()
+    assert spec.env["HF_HOME"] == "/models"
+    assert spec.env["A"] == "b"
+    with pytest.raises(InvalidConfig, match=r"env\.HF_TOKEN: looks like a secret"):
+        engine_from_body("x", {**body, "env": {"HF_TOKEN": "mine"}}, KINDS, config.defaults)
+
+
 @pytest.mark.parametrize(
     ("name", "body", "problems"),
     [

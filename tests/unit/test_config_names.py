@@ -53,3 +53,8 @@ def test_other_names_are_not_taken_for_secrets(name: str) -> None:
 def test_a_close_word_is_proposed_and_a_far_one_is_not() -> None:
     assert did_you_mean("modle", ["model", "host"]) == 'did you mean "model"?'
     assert did_you_mean("xyzzy", ["model"]) == ""
+
+
+@pytest.mark.parametrize(("word", "answer"), [("lmm", 'did you mean "llm"?'), ("bogus", ""), ("", "")])
+def test_a_near_name_is_offered_and_a_far_one_is_not(word: str, answer: str) -> None:
+    assert did_you_mean(word, ["gpus", "llm"]) == answer
