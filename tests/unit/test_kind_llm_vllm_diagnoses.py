@@ -13,8 +13,8 @@ import pytest
 from sagectl.plugin import Diagnosis, EngineRequest, ExitStatus, FailureReport
 from sagectl_llm import LlmKind
 from sagectl_llm.options import LlmOptions
-from sagectl_llm.vllm_diagnoses import bare
-from sagectl_llm.vllm_rules import CAUSES, DEATHS
+from sagectl_models.vllm_diagnoses import bare
+from sagectl_models.vllm_rules import CAUSES, DEATHS
 
 DATA = Path(__file__).parents[1] / "data" / "vllm"
 REQUEST = EngineRequest(
@@ -210,7 +210,7 @@ def test_an_oom_kill_is_named_whatever_the_log_says() -> None:
 
 
 def test_every_rule_fills_in_only_words_that_there_are() -> None:
-    known = {"python", "model", "port", "name"}
+    known = {"python", "model", "port", "name", "kind", "alternative"}
     for rule in (*CAUSES, *DEATHS):
         words = known | set(re.compile(rule.pattern).groupindex)
         assert set(re.findall(r"\{(\w+)\}", rule.summary + rule.remedy)) <= words, rule.pattern

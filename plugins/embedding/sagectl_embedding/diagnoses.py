@@ -7,27 +7,25 @@ run.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from sagectl.plugin import Diagnosis, EngineRequest, FailureReport
 from sagectl_embedding.options import EmbeddingOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One cause. `pattern` is searched in the log; `{python}`, `{model}`, `{port}`, `{name}` and the
-    pattern's named groups are filled into `summary` and `remedy`.
-    """
-
-    pattern: str
-    summary: str
-    remedy: str
-    retryable: bool = False
-
+from sagectl_models.checkpoint_rules import CHECKPOINT, HUB
+from sagectl_models.rules import Rule, Words, recognise
 
 _HOST_MEMORY = "Choose a smaller model or a smaller `max_batch_tokens`, or stop other programs."
 _WHOLE = "Point `model` to a whole copy of the model, or download it again."
+
+WORDS = Words("embedding", _HOST_MEMORY, {"alternative": "sentence-transformers"})
+
+# What vLLM says of models that it cannot embed with.
+POOLING: tuple[Rule, ...] = (
+    Rule(
+        r"does not support `--runner pooling`|does not support `--convert embed"
+        r"|[Tt]his model does not support (?:the )?(?:`?embed|[Ee]mbeddings)",
+        "vLLM computes no embeddings with {model}.",
+        'Point `model` to a model of text embeddings, or set `kind = "llm"` to let it write.',
+    ),
+)
 
 # In this order: the first that matches is the cause, so wrappers come after what they wrap.
 RULES: tuple[Rule, ...] = (
@@ -87,79 +85,13 @@ RULES: tuple[Rule, ...] = (
         "The server's embeddings of {model} are not those of sentence-transformers: it does not serve them.",
         "Choose another `model`; please report this one.",
     ),
-    Rule(
-        r"GatedRepoError: (?P<code>\d+)|Cannot access gated repo",
-        "{model} is gated: the hub refused the download.",
-        "Accept its licence on the hub, then put `HF_TOKEN=…` in a file and name it in `env_file`.",
-    ),
-    Rule(
-        r"RevisionNotFoundError|is not a valid git identifier",
-        "{model} has no such revision.",
-        "Correct what follows the @ in `model`.",
-    ),
-    Rule(
-        r"RepositoryNotFoundError|not a valid model identifier|not a local folder and is not",
-        "The hub knows no model {model}, or it is private.",
-        "Correct `model` (ORGANISATION/NAME, or a directory); a private one needs HF_TOKEN in `env_file`.",
-    ),
-    Rule(
-        r"couldn't connect to[\s\S]*HF_HUB_OFFLINE is set|outgoing traffic has been disabled",
-        "{model} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it.",
-        "Take HF_HUB_OFFLINE out of `env`, or set `model` to a directory.",
-    ),
-    Rule(
-        r"We couldn't connect to|thrown while requesting (?:HEAD|GET)|Max retries exceeded",
-        "The hub cannot be reached, and {model} is not in the local cache.",
-        "Check the network, or download the model elsewhere and set `model` to its directory; "
-        "`env = { HF_ENDPOINT = … }` names a mirror of the hub.",
-        retryable=True,
-    ),
-    Rule(
-        r"No space left on device",
-        "The disk is full; a model of the hub is downloaded below HF_HOME.",
-        'Free some space, or set `env = { HF_HOME = "/larger/disk" }`.',
-    ),
-    Rule(
-        r"Permission denied: '(?P<path>[^']+)'",
-        "The engine may not access {path}.",
-        "Give its user access to it, or set `env = { HF_HOME = … }` to a directory of its own.",
-    ),
-    Rule(
-        r"contains custom code which must be executed",
-        "{model} brings Python code of its own, which is not run unless allowed.",
-        "Read that code, then set `trust_remote_code = true`.",
-    ),
-    Rule(
-        r"model type `(?P<type>[^`]+)` but Transformers does not recognize",
-        "transformers in {python} does not know the architecture {type} of {model}.",
-        "Upgrade it: {python} -m pip install --upgrade transformers sentence-transformers; or choose another "
-        "`model`.",
-    ),
+    *HUB,
     Rule(
         r"unrecognized arguments: (?P<flags>[^\n]+)",
         "The embedding server knows no flag {flags}.",
         "Correct `extra_args`.",
     ),
-    Rule(
-        r"Error while deserializing header|file not fully covered|PytorchStreamReader failed",
-        "A weights file of {model} is damaged or cut off.",
-        _WHOLE,
-    ),
-    Rule(
-        r"no file named (?:model\.safetensors|pytorch_model)|does not appear to have a file named \S*model",
-        "{model} holds no weights (model.safetensors).",
-        _WHOLE,
-    ),
-    Rule(
-        r"ignore_mismatched_sizes",
-        "The weights of {model} do not have the shapes that its config.json says.",
-        "Point `model` to a checkpoint whose config.json and weights belong together.",
-    ),
-    Rule(
-        r"is not a valid JSON file|JSONDecodeError",
-        "A JSON file of {model} (config.json, modules.json) is not valid JSON.",
-        _WHOLE,
-    ),
+    *CHECKPOINT,
     Rule(
         r"Module \"[^\"]+\" does not define a \"(?P<module>\w+)\"",
         "sentence-transformers in {python} has no module {module}, which modules.json of {model} names.",
@@ -180,24 +112,4 @@ RULES: tuple[Rule, ...] = (
 
 def explain(request: EngineRequest[EmbeddingOptions], failure: FailureReport) -> Diagnosis | None:
     """The first recognised cause, or None."""
-    known = {
-        "python": request.python,
-        "model": request.model or "the model",
-        "port": str(request.port),
-        "name": request.name,
-    }
-    if failure.exit is not None and failure.exit.oom_kill:
-        return Diagnosis(f"The kernel killed {request.name} because memory ran out.", _HOST_MEMORY)
-    log = "\n".join(failure.log)
-    for rule in RULES:
-        match = re.search(rule.pattern, log)
-        if match is None:
-            continue
-        words = known | {key: value or "" for key, value in match.groupdict().items()}
-        return Diagnosis(_fill(rule.summary, words), _fill(rule.remedy, words), rule.retryable)
-    return None
-
-
-def _fill(text: str, words: dict[str, str]) -> str:
-    # Not str.format: remedies show TOML, which has braces of its own.
-    return re.sub(r"\{(\w+)\}", lambda match: words[match[1]], text)
+    return recognise(RULES, WORDS, request, failure, "\n".join(failure.log))

@@ -7,17 +7,14 @@ texts as sentence-transformers itself does, so an engine that is ready computes.
 from __future__ import annotations
 
 import json
-import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagectl.plugin import (
     EngineRequest,
     FactQuery,
     Facts,
-    FileQuery,
     HttpProbe,
     InterpreterFacts,
     InterpreterQuery,
@@ -26,6 +23,7 @@ from sagectl.plugin import (
     Refusal,
 )
 from sagectl_embedding.options import EmbeddingOptions
+from sagectl_models import places
 
 SERVER = str(Path(__file__).with_name("run_server.py"))
 MODULES = ("sentence_transformers", "torch", "aiohttp")
@@ -37,22 +35,19 @@ PACKAGES = "'sentence-transformers>=5.0' aiohttp"
 FIRST_EMBEDDING_TIMEOUT = 300.0
 
 HEALTH = HttpProbe("/health")
-
 Request = EngineRequest[EmbeddingOptions]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelPlace:
-    """What the server loads, what clients call it, and a note for `sagectl explain`."""
-
-    source: str
-    name: str
-    note: str
+SEARCH = places.Search(
+    marks=("modules.json", "config.json"),
+    example="sentence-transformers/all-MiniLM-L6-v2",
+    saved="a directory with a sentence-transformers model",
+)
 
 
 def facts(request: Request) -> Sequence[FactQuery]:
     """The modules of the interpreter, and the directories where the model may lie."""
-    return (InterpreterQuery(request.python, MODULES), *_model_queries(request))
+    return (InterpreterQuery(request.python, MODULES), *places.queries(SEARCH, request))
 
 
 def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
@@ -60,7 +55,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     missing = _check_interpreter(request.python, facts.interpreter(InterpreterQuery(request.python, MODULES)))
     if missing is not None:
         return missing
-    model = _locate_model(request, facts)
+    model = places.locate(SEARCH, request, facts, request.options.served_model_name)
     if isinstance(model, Refusal):
         return model
     device = _device(request)
@@ -117,56 +112,6 @@ def _older(version: str, than: tuple[int, int]) -> bool:
     return numbers is not None and (int(numbers[1]), int(numbers[2])) < than
 
 
-# --- the model -------------------------------------------------------------------------------
-
-
-def _model_queries(request: Request) -> tuple[FileQuery, ...]:
-    """The directory that `model` means, and the files by which one knows a model."""
-    model = request.model or ""
-    if not model or model.startswith((".", "~")):
-        return ()
-    directory = _directory(request, model)
-    return (
-        FileQuery(directory),
-        *(FileQuery(posixpath.join(directory, file)) for file in ("modules.json", "config.json")),
-    )
-
-
-def _directory(request: Request, model: str) -> str:
-    return model.rstrip("/") or "/" if model.startswith("/") else posixpath.join(request.models_dir, model)
-
-
-def _locate_model(request: Request, facts: Facts) -> ModelPlace | Refusal:
-    model = request.model
-    if not model:
-        return Refusal(
-            "no model is named",
-            'add `model = "sentence-transformers/all-MiniLM-L6-v2"` or a directory',
-        )
-    if model.startswith((".", "~")):
-        return Refusal(
-            f"model: {model!r} is relative, and an engine has no directory that it could be relative to",
-            f"write its absolute path, or put it below {request.models_dir} and write its name there",
-        )
-    wanted = request.options.served_model_name
-    place, *marks = (facts.file(query) for query in _model_queries(request))
-    directory = _directory(request, model)
-    if any(mark.type == "file" for mark in marks):
-        name = directory if model.startswith("/") else model
-        return ModelPlace(directory, wanted or name, f"the model is the directory {directory}")
-    if not model.startswith("/"):
-        note = f"no {model} in {request.models_dir}: it comes from the model hub"
-        return ModelPlace(model, wanted or model, note)
-    lack = {"missing": "does not exist", "directory": "holds no modules.json and no config.json"}.get(
-        place.type, "is not a directory"
-    )
-    return Refusal(
-        f"model: {model} {lack}" + (f" ({place.error})" if place.error else ""),
-        "name a directory with a sentence-transformers model, or a model of the hub such as "
-        "sentence-transformers/all-MiniLM-L6-v2",
-    )
-
-
 # --- the flags -------------------------------------------------------------------------------
 
 
@@ -201,7 +146,7 @@ def _flags(options: EmbeddingOptions) -> tuple[str, ...]:
         "--dtype": options.dtype,
         "--max-batch-size": options.max_batch_size,
         "--max-batch-tokens": options.max_batch_tokens,
-        "--max-wait": f"{options.max_wait:g}",
+        "--max-wait": f"{options.max_wait:g}" if options.max_wait else None,
         "--max-queue": options.max_queue,
         "--max-input-tokens": options.max_input_tokens,
         "--threads": options.threads,

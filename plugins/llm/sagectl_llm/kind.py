@@ -16,8 +16,9 @@ from sagectl.plugin import (
     Progress,
     Refusal,
 )
-from sagectl_llm import diagnoses, owned_flags, transformers_backend, vllm_backend, vllm_diagnoses
+from sagectl_llm import diagnoses, owned_flags, transformers_backend, vllm_backend
 from sagectl_llm.options import BACKENDS, LlmOptions
+from sagectl_models import vllm_diagnoses
 
 _FACTS = {"vllm": vllm_backend.facts, "transformers": transformers_backend.facts}
 _PLAN = {"vllm": vllm_backend.plan, "transformers": transformers_backend.plan}
@@ -66,7 +67,7 @@ class LlmKind:
         """Recognise the server's own words for what went wrong."""
         backend = request.options.backend
         if backend == "vllm" or (backend == "auto" and vllm_diagnoses.wrote(failure.log)):
-            return vllm_diagnoses.explain(request, failure)
+            return vllm_diagnoses.explain(diagnoses.WORDS, request, failure)
         return diagnoses.explain(request, failure)
 
     def progress(self, text: str) -> Progress | None:

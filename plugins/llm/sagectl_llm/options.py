@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from sagectl.plugin import option
 from sagectl_llm import owned_flags
+from sagectl_models.sizes import size_in_bytes
 
 BACKENDS = ("vllm", "transformers")
 """In the order in which `auto` looks for them."""
@@ -44,8 +44,6 @@ ONLY_TRANSFORMERS = {
     "continuous_batching": "vLLM always batches requests",
     "attn_implementation": "`extra_args` takes vLLM's --attention-backend",
 }
-_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _POSITIVE = (
     *("max_model_len", "threads", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"),
     *("max_num_batched_tokens", "kv_cache_memory", "max_loras", "max_lora_rank"),
@@ -178,13 +176,3 @@ class LlmOptions:
             wrong = f'"{self.quantization}" is the name of the back end transformers for it'
             return "quantization", wrong, 'write "bitsandbytes"'
         return None
-
-
-def size_in_bytes(text: str | int) -> int:
-    """`"4GiB"`, `"500MB"` or a number of bytes. Raises ValueError, as the kind's options do."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
-    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise ValueError(f'kv_cache_memory: "{text}" is not a size; write one such as "4GiB" or "500MB"')
-    return round(float(match[1]) * _UNITS[match[2]])

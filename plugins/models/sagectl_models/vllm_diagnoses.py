@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from sagectl.plugin import Diagnosis, EngineRequest, FailureReport
-from sagectl_llm import diagnoses
-from sagectl_llm.options import LlmOptions
-from sagectl_llm.vllm_rules import CAUSES, DEATHS
+from sagectl_models.rules import Rule, Words, recognise
+from sagectl_models.vllm_rules import CAUSES, DEATHS
 
 _PROCESS = re.compile(r"\x1b\[[0-9;]*m|^\(\w[\w-]* pid=\d+\) ?")
 _LEVEL = re.compile(r"^(INFO|DEBUG|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?")
@@ -29,15 +29,21 @@ def wrote(log: Sequence[str]) -> bool:
     return any("(APIServer pid=" in line or "/vllm/" in line for line in log)
 
 
-def explain(request: EngineRequest[LlmOptions], failure: FailureReport) -> Diagnosis | None:
-    """The first recognised cause; else the first error of the log in its own words; else None."""
+def explain(
+    words: Words, request: EngineRequest[Any], failure: FailureReport, own: Sequence[Rule] = ()
+) -> Diagnosis | None:
+    """The first recognised cause; else the first error of the log in its own words; else None.
+
+    Args:
+        own: rules of the kind, looked at before those of vLLM.
+    """
     lines = bare(failure.log)
     text = "\n".join(lines)
-    found = diagnoses.recognise(CAUSES, request, failure, text)
+    found = recognise((*own, *CAUSES), words, request, failure, text)
     if found is None and (failure.exit is None or failure.exit.signal is None):
         # A process that was killed said nothing; what its log holds are errors of earlier requests.
         found = _first_error(request, lines)
-    return found or diagnoses.recognise(DEATHS, request, failure, text)
+    return found or recognise(DEATHS, words, request, failure, text)
 
 
 def bare(log: Sequence[str]) -> list[str]:
@@ -53,7 +59,7 @@ def bare(log: Sequence[str]) -> list[str]:
     return lines
 
 
-def _first_error(request: EngineRequest[LlmOptions], lines: Sequence[str]) -> Diagnosis | None:
+def _first_error(request: EngineRequest[Any], lines: Sequence[str]) -> Diagnosis | None:
     for number, line in enumerate(lines):
         match = _ERROR.match(line.strip())
         if match is None or _WRAPPERS.search(line):
