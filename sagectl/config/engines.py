@@ -25,7 +25,7 @@ from sagectl.core.engine import (
     RestartWhen,
     StopPolicy,
 )
-from sagectl.plugin import EngineKind, ExecProbe, HttpProbe, Mode, NotifyProbe, Probe, TcpProbe
+from sagectl.plugin import EngineKind, ExecProbe, HttpProbe, Mode, NotifyProbe, Probe, TcpProbe, default_gpus
 
 ALIASES = {
     "model_id": "model",
@@ -251,7 +251,7 @@ def specs(
         host=table.host,
         port=table.port,
         default_port=kind.default_port if listens(section, checked.options, kind, report) else None,
-        gpu_ids=_gpu_ids(table),
+        gpu_ids=_gpu_ids(table, kind),
         user=table.user,
         autostart=table.autostart,
         priority=Priority(table.priority),
@@ -285,9 +285,12 @@ def _replicas(base: EngineSpec, count: int) -> tuple[EngineSpec, ...]:
     )
 
 
-def _gpu_ids(table: EngineTable) -> tuple[int, ...] | None:
+def _gpu_ids(table: EngineTable, kind: EngineKind[Any]) -> tuple[int, ...] | None:
     if not table.use_gpu:
         return ()
+    if table.gpu_ids is None and "use_gpu" in table.model_fields_set and default_gpus(kind) == 0:
+        # A kind for the CPU, told to use a GPU: until GPUs are placed that is the first one.
+        return (0,)
     return None if table.gpu_ids is None else tuple(table.gpu_ids)
 
 

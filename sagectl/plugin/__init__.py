@@ -25,6 +25,7 @@ from sagectl.plugin.kind import (
     Progress,
     Refusal,
     TcpProbe,
+    default_gpus,
     option,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "Progress",
     "Refusal",
     "TcpProbe",
+    "default_gpus",
     "hookimpl",
     "hookspec",
     "option",

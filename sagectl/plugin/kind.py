@@ -341,6 +341,9 @@ class EngineKind(Protocol[OptionsT_contra]):
     options: a frozen dataclass whose fields are made with `option(...)`; the loader validates the
         TOML's keys into it (pydantic reads its annotations) and refuses unknown ones.
     default_port: where automatic ports begin, such as 8001; None for kinds that never listen.
+
+    A kind may have `default_gpus` too: how many GPUs its engines use where the user says nothing, 1 unless
+    it is there, 0 for kinds that run on the CPU until they are told `use_gpu = true`.
     """
 
     @property
@@ -373,3 +376,9 @@ class EngineKind(Protocol[OptionsT_contra]):
     def progress(self, text: str) -> Progress | None:
         """Read the contents of `LaunchPlan.progress_file`; None where they say nothing."""
         ...
+
+
+def default_gpus(kind: EngineKind[Any]) -> int:
+    """How many GPUs the kind's engines use where the user says nothing."""
+    found = getattr(kind, "default_gpus", 1)
+    return found if isinstance(found, int) else 1

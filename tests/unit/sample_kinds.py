@@ -48,6 +48,7 @@ class SampleKind:
     """A kind by name and options."""
 
     summary = "for tests"
+    default_gpus = 1
 
     def __init__(self, name: str, options: type, default_port: int | None, mode: Mode = Mode.SERVE) -> None:
         self.name = name

@@ -23,7 +23,7 @@ from sagectl.core.engine import (
 )
 from sagectl.errors import InvalidConfig
 from sagectl.plugin import ExecProbe, HttpProbe, Mode, NotifyProbe, Probe, TcpProbe
-from tests.unit.sample_kinds import KINDS, ExecOptions, LlmOptions
+from tests.unit.sample_kinds import KINDS, ExecOptions, LlmOptions, SampleKind
 
 MAIN = Path("/c/sagectl.toml")
 ENGINE = '[engines.a]\nkind = "exec"\ncommand = ["x"]\n'
@@ -137,6 +137,19 @@ def test_the_probe_that_was_chosen(text: str, probe: Probe | None) -> None:
 )
 def test_the_gpus_that_were_chosen(text: str, gpu_ids: tuple[int, ...] | None) -> None:
     assert one(ENGINE + text).gpu_ids == gpu_ids
+
+
+@pytest.mark.parametrize(
+    ("text", "gpu_ids"),
+    [("", None), ("use_gpu = true", (0,)), ("use_gpu = false", ()), ("use_gpu = true\ngpu_ids = [3]", (3,))],
+)
+def test_a_kind_for_the_cpu_gets_a_gpu_where_it_is_told_so(
+    text: str, gpu_ids: tuple[int, ...] | None
+) -> None:
+    kind = SampleKind("small", LlmOptions, 8090)
+    kind.default_gpus = 0
+    config = load(MAIN, None, {"small": kind}, texts={MAIN: f'[engines.a]\nkind = "small"\n{text}'})
+    assert config.specs[0].gpu_ids == gpu_ids
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ RULES: tuple[Rule, ...] = (
         r"CUDA out of memory|CUDA error: out of memory|HIP out of memory",
         "The GPU has too little free memory for {model}.",
         'Free memory on the card, set `dtype = "bfloat16"` or a smaller `max_batch_tokens`, or take '
-        "`gpu_ids` out to run on the CPU.",
+        "`use_gpu` or `gpu_ids` out to run on the CPU.",
         retryable=True,
     ),
     Rule(
@@ -56,13 +56,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         r"Torch not compiled with CUDA enabled",
         "{python} has a torch without CUDA, so the model cannot run on a GPU.",
-        "Take `gpu_ids` and `device` out to run on the CPU, or install a CUDA build of torch there.",
+        "Take `use_gpu`, `gpu_ids` and `device` out to run on the CPU, or install a CUDA build of torch "
+        "there.",
     ),
     Rule(
         r"Found no NVIDIA driver|NVIDIA driver on your system is too old|No CUDA GPUs are available"
         r"|CUDA error: invalid device ordinal",
         "torch finds no usable GPU.",
-        "Check `nvidia-smi`, `gpu_ids` and `device`, or take both out to run on the CPU.",
+        "Check `nvidia-smi`, `gpu_ids` and `device`, or take them and `use_gpu` out to run on the CPU.",
     ),
     Rule(
         r"the model cannot be loaded: "

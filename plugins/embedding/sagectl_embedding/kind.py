@@ -33,6 +33,7 @@ class EmbeddingKind:
     mode = Mode.SERVE
     options = EmbeddingOptions
     default_port: int | None = 8090
+    default_gpus = 0  # embedding models are small, and GPUs have other work
 
     def listens(self, options: EmbeddingOptions) -> bool:
         """Always: it is a server."""
