@@ -52,6 +52,7 @@ class Engine(TypedDict):
     consecutive_failures: int
     last_exit_code: int | None
     healthy: bool | None
+    probed: bool | None
     progress: dict[str, Any] | None
     priority: str
     labels: dict[str, str]

@@ -68,6 +68,7 @@ _ENGINE = _object(
         "consecutive_failures": COUNT,
         "last_exit_code": _or_null({"type": "integer"}, "-n for signal n"),
         "healthy": _or_null(FLAG, "null: nothing to judge yet"),
+        "probed": _or_null(FLAG, "false: it has no probe, so up means ready; null: not known before a start"),
         "progress": _or_null(_ref("Progress")),
         "priority": _one_of(word.value for word in Priority),
         "labels": {"type": "object", "additionalProperties": TEXT},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sagectl.core.engine import Engine, State, Sub
 from sagectl.core.reload import ReloadPlan
 from sagectl.core.times import rfc3339
-from sagectl.plugin import ExitStatus, Mode
+from sagectl.plugin import ExitStatus, Mode, Probes
 
 if TYPE_CHECKING:
     from sagectl.system.journal import Entry
@@ -45,6 +45,7 @@ def engine_json(
         "consecutive_failures": engine.consecutive_failures,
         "last_exit_code": _exit_code(engine.last_exit),
         "healthy": healthy(engine),
+        "probed": None if engine.plan is None else engine.plan.probes != Probes(),
         "progress": progress,
         "priority": spec.priority.value,
         "labels": dict(spec.labels),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sagectl.client import Reload
     from sagectl.config.load import Config
 
+PREFLIGHTS = 120.0
+"""Seconds for an answer that waits until the engines that would restart have been looked at."""
 
 # --- check -----------------------------------------------------------------------------------
 
@@ -36,7 +38,7 @@ def check_verb(session: Session, file: Path | None) -> int:
       sagectl check
       sagectl check ./sagectl.toml
     """
-    from sagectl.config import load, paths
+    from sagectl.config import load, machine, paths
     from sagectl.system import plugins
 
     places = paths.resolve(os.environ, os.getuid(), config_file=file)
@@ -54,7 +56,7 @@ def check_verb(session: Session, file: Path | None) -> int:
     except errors.InvalidConfig as error:
         problems = error.problems
     else:
-        problems = (*config.warnings, *config.left_out)
+        problems = (*config.warnings, *machine.warnings(config), *config.left_out)
     wrong = any(problem.severity == "error" for problem in problems)
     broken = [{"name": b.name, "distribution": b.distribution, "reason": b.reason} for b in kinds.broken]
     if session.json:
@@ -106,6 +108,7 @@ def reload_verb(session: Session, dry_run: bool, no_restart: bool) -> int:
       sagectl reload --dry-run
       sagectl reload
     """
+    session.client.timeout = PREFLIGHTS
     plan = session.client.reload(dry_run=dry_run, restart=not no_restart)
     if session.json:
         session.dump(plan)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
+PATIENCE = 8.0
+"""Seconds that the daemon may take for an answer: it answers in milliseconds, unless it hangs."""
+
+
 @dataclass(slots=True)
 class Session:
     """One invocation of the command line."""
@@ -34,7 +38,7 @@ class Session:
         if self._client is None:
             from sagectl.client import Client
 
-            self._client = Client(self.socket)
+            self._client = Client(self.socket, timeout=PATIENCE)
         return self._client
 
     def engines(self, refs: Sequence[str]) -> list[Engine]:

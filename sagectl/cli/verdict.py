@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 GRACE = 2.0
 """Seconds after a request in which an engine that looks as before may just not have heard of it."""
+SETTLED = 1.0
+"""Seconds that an engine without a probe must be up: what dies at once never was. supervisord's startsecs."""
 
 
 class Goal(Enum):
@@ -64,14 +66,21 @@ def _up(now: Engine, heard: bool) -> Verdict | None:
     if now["substate"] == "completed" and heard:
         return Verdict(True)
     if now["state"] == "active" and now["substate"] != "unready":
-        return Verdict(True)
+        return Verdict(True) if settles_in(now) <= 0 else None
     if not heard:
         return None
-    if now["state"] == "failed" or now["blocked"]:
+    if now["state"] == "failed" or now.get("blocked"):
         return Verdict(False, now["reason"])
     if now["state"] in ("inactive", "deactivating") and now["desired"] == "stopped":
         return Verdict(False, "it was stopped meanwhile")
     return None
+
+
+def settles_in(now: Engine) -> float:
+    """Seconds until an engine that is up counts as up."""
+    if now["state"] != "active" or now.get("probed") is not False or now.get("mode") != "serve":
+        return 0.0
+    return SETTLED - (now.get("uptime_seconds") or 0.0)
 
 
 def _restarted(before: Engine, now: Engine, heard: bool) -> Verdict | None:

@@ -21,7 +21,7 @@ from sagectl.cli import exits, render
 from sagectl.cli.live import INTERVAL, Live
 from sagectl.cli.report import Awaited, conclude, reason_of, tell
 from sagectl.cli.session import Session
-from sagectl.cli.verdict import Goal, judge
+from sagectl.cli.verdict import Goal, judge, settles_in
 
 if TYPE_CHECKING:
     from sagectl.client import Engine
@@ -70,8 +70,8 @@ class Wait:
         try:
             while self.open and self._left() > 0:
                 self._show()
-                due = read_at + SAFETY - time.monotonic()
-                if self._receive(min(due, self._left())) or time.monotonic() >= read_at + SAFETY:
+                due = read_at + self._patience() - time.monotonic()
+                if self._receive(min(due, self._left())) or due <= 0:
                     self._read()
                     read_at = time.monotonic()
         finally:
@@ -88,6 +88,11 @@ class Wait:
     def passed(self) -> float:
         """Seconds since the request."""
         return time.monotonic() - self.started
+
+    def _patience(self) -> float:
+        """Seconds after which to read again, whatever is heard."""
+        settling = [settles_in(a.now) for a in self.open if a.now is not None]
+        return min([SAFETY, *(seconds + 0.01 for seconds in settling if seconds > 0)])
 
     def _left(self) -> float:
         return SAFETY if self.timeout is None else self.timeout - self.passed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 
 from sagectl.config.names import SET_BY_US, is_variable
 
@@ -13,6 +15,38 @@ _REST = re.compile(r"[^\n]*")
 _COMMENT = re.compile(r"[ \t]+#.*")
 _END = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\n": ""}
+
+
+MAX_BYTES = 2**20
+
+
+def read(path: str) -> dict[str, str]:
+    """The variables of the file at a path.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no env file; quotes no value.
+    """
+    # A FIFO would block for ever, and with it whoever asks.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a file")
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        return parse(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8") from None
+
+
+def words(path: str, error: OSError | ValueError) -> str:
+    """Why `read` failed, as a sentence without a final period."""
+    if isinstance(error, OSError):
+        return f"the env_file {path} cannot be read: {(error.strerror or str(error)).lower()}"
+    return f"the env_file {path} cannot be used: {error}"
 
 
 def parse(text: str) -> dict[str, str]:

@@ -49,9 +49,10 @@ def read(path: Path, report: Report, *, text: str | None = None, drop_in: bool =
 def _contents(path: Path, report: Report, drop_in: bool) -> str | None:
     trouble, line = ("is larger than a configuration can be", f"keep it below {MAX_BYTES // 2**20} MiB"), 0
     try:
-        if drop_in and not stat.S_ISREG(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and (drop_in or not stat.S_ISDIR(mode)):
             # Opening a FIFO would block for ever.
-            trouble = ("is not a file", "move it out of engines.d")
+            trouble = ("is not a file", "move it out of engines.d" if drop_in else "name a plain file")
         else:
             with path.open("rb") as stream:
                 data = stream.read(MAX_BYTES + 1)

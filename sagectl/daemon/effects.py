@@ -166,7 +166,7 @@ class Effects:
     def _environment(
         self, spec: EngineSpec, planned: Mapping[str, str], user: Account | None
     ) -> dict[str, str]:
-        file = envfile.parse(Path(spec.env_file).read_text(encoding="utf-8")) if spec.env_file else {}
+        file = envfile.read(spec.env_file) if spec.env_file else {}
         return environment.compose(
             self._world.inherited,
             plan=planned,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from pathlib import Path
 from typing import Any
 
 from sagectl.config import envfile
@@ -86,12 +85,10 @@ class Preflight:
         if spec.env_file is None:
             return None
         try:
-            envfile.parse(Path(spec.env_file).read_text(encoding="utf-8"))
+            envfile.read(spec.env_file)
         except (OSError, ValueError) as error:
             where = f"engines.{spec.group or spec.name}.env_file"
-            return Refusal(
-                f"the env_file {spec.env_file} cannot be read: {error}", f"mend the file or {where}"
-            )
+            return Refusal(envfile.words(spec.env_file, error), f"mend the file or {where}")
         return None
 
     def _socket_trouble(self, spec: EngineSpec) -> Refusal | None:

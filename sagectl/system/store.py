@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
 import time
 from collections import deque
@@ -237,6 +239,8 @@ class Store:
 
     def _connect(self, path: Path | str) -> sqlite3.Connection:
         """Open and load. Raises sqlite3.Error or ValueError where it is no database of ours."""
+        if isinstance(path, Path):
+            _make_private(path)
         db = sqlite3.connect(path, timeout=1.0)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -319,3 +323,11 @@ class Store:
             f"the state database {self.path} cannot be written ({error}); the daemon goes on from memory "
             "and tries again: make room on its file system"
         )
+
+
+def _make_private(path: Path) -> None:
+    """Definitions are nobody else's business. What SQLite puts beside the database gets its mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(f"{path}{suffix}", 0o600)

@@ -147,3 +147,27 @@ def test_exit_codes_say_how_it_went(daemon: Daemon) -> None:
     daemon.configure("[engines.web]\nkind = 3\n")
     assert daemon.cli("check").returncode == 1
     assert daemon.cli("reload").returncode == 1
+
+
+def test_an_engine_without_a_probe_that_ends_at_once_has_not_started(daemon: Daemon) -> None:
+    """Scenario 4.7: a command that ends by itself after 0.2 s, with no probe and no port. `sagectl start`.
+
+    Result: exit 1 and its exit code, though it was up for a moment; one that stays up is a success.
+    """
+    daemon.configure(
+        f"""
+        [engines.brief]
+        kind = "exec"
+        command = ["/bin/sh", "-c", "sleep 0.2; exit 3"]
+        restart = {ONCE}
+        [engines.long]
+        kind = "exec"
+        command = ["/bin/sleep", "1000"]
+        """
+    )
+    daemon.start()
+    started = daemon.cli("start", "brief")
+    assert started.returncode == 1
+    assert "exited with code 3" in started.stderr
+    assert daemon.cli("start", "long").returncode == 0
+    assert daemon.show("long")["probed"] is False

@@ -218,3 +218,34 @@ def test_a_follower_of_events_misses_none_over_three_daemons(daemon: Daemon) -> 
     while ids[-1] != newest:
         ids.append(seen.get(timeout=PATIENCE)["id"])
     assert ids == list(range(1, len(ids) + 1))
+
+
+def test_a_daemon_that_hangs_is_told_from_one_that_is_not_there(daemon: Daemon) -> None:
+    """Scenario 9.10: the daemon is stopped with SIGSTOP. `sagectl list`.
+
+    Result: within seconds exit 5, and words that say that it does not answer; after SIGCONT all is well.
+    """
+    pid = daemon.start()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        listed = daemon.cli("list", timeout=30)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert listed.returncode == 5
+    assert f"The daemon on {daemon.client.socket_path} does not answer" in listed.stderr
+    assert daemon.cli("list").returncode == 0
+
+
+def test_a_terminal_that_knows_few_characters_gets_all_the_same_an_answer(daemon: Daemon) -> None:
+    """Scenario 9.11: an engine's label and log have characters that the terminal's encoding lacks.
+
+    Result: question marks in their place, and no traceback.
+    """
+    daemon.configure(
+        '[engines.web]\nkind = "exec"\ncommand = ["/bin/sleep", "1000"]\nlabels = { a = "→é" }\n'
+    )
+    daemon.start()
+    for words in (["check"], ["cat", "web"], ["kinds"], ["status", "web"], ["events"]):
+        told = daemon.cli(*words, PYTHONIOENCODING="ascii")
+        assert "Traceback" not in told.stderr
+        assert told.returncode in (0, 3)

@@ -53,6 +53,7 @@ def engine(name: str, **properties: Any) -> dict[str, Any]:
         "diagnosis": None,
         "waiting_for": [],
         "blocked": False,
+        "probed": True,
         "serves": [],
         "log_path": f"/var/log/sagectl/{name}.log",
         **properties,

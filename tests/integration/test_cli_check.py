@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -87,3 +88,35 @@ def test_json_has_problems_files_and_engines(home: Path, capsys: Out) -> None:
     assert main.run(["check", "--json"]) == 1
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert (problem["key"], problem["line"], problem["severity"]) == ("engines.web.prot", 4, "error")
+
+
+def test_a_pipe_or_a_device_is_no_configuration(tmp_path: Path, capsys: Out) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for file, words in (
+        (tmp_path / "pipe.toml", "is not a file (name a plain file)"),
+        (Path("/dev/zero"), "is not a file (name a plain file)"),
+        (tmp_path, "is a directory (name a file)"),
+    ):
+        assert main.run(["check", str(file)]) == 1
+        assert capsys.readouterr().out == f"{file}: {words}\n"
+
+
+def test_what_this_machine_lacks_is_a_warning(home: Path, capsys: Out) -> None:
+    os.mkfifo(home / "pipe.env")
+    (home / "broken.env").write_text("no equals sign here\n")
+    (home / "sagectl.toml").write_text(
+        '[daemon]\ngroup = "no-such-group"\n'
+        '[engines.web]\nkind = "exec"\ncommand = ["server"]\nuser = "no-such-user"\nenv_file = "absent.env"\n'
+        'replicas = 2\n[engines.pipe]\nkind = "exec"\ncommand = ["server"]\nenv_file = "pipe.env"\n'
+        '[engines.broken]\nkind = "exec"\ncommand = ["server"]\nenv_file = "broken.env"\n'
+    )
+    assert main.run(["check"]) == 0
+    *warnings, last = capsys.readouterr().out.splitlines()
+    told = "\n".join(warnings)
+    assert last.startswith("No mistakes: 4 engines")
+    assert len(warnings) == 5
+    assert 'daemon.group: this machine has no group "no-such-group"' in told
+    assert f'{home}/sagectl.toml:6: engines.web.user: this machine has no user "no-such-user"' in told
+    assert "absent.env cannot be read: no such file or directory" in told
+    assert "pipe.env cannot be used: it is not a file" in told
+    assert "broken.env cannot be used: line 1 is not NAME=VALUE" in told

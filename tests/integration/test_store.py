@@ -157,3 +157,18 @@ def test_events_of_one_engine_are_found_and_ordered(tmp_path: Path) -> None:
     assert [e.text for e in store.events(after=2, limit=2)] == ["2", "3"]
     assert store.newest_events(0) == []
     store.close()
+
+
+@pytest.mark.parametrize("mode", [None, 0o644])
+def test_nobody_else_may_read_the_database(tmp_path: Path, mode: int | None) -> None:
+    path = tmp_path / "state.db"
+    if mode is not None:
+        Store(path).close()
+        path.chmod(mode)
+    store = Store(path)
+    store.put_engine("e1", "chat", False, {})
+    store.flush()
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["state.db", "state.db-shm", "state.db-wal"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    store.close()

@@ -105,3 +105,21 @@ def test_a_restart_ends_with_another_process(before: Any, now: Any, verdict: Ver
 
 def test_a_restart_is_not_over_while_the_old_process_serves_on() -> None:
     assert judge(Goal.RESTARTED, READY, READY, GRACE + 60) is None
+
+
+@pytest.mark.parametrize(("uptime", "verdict"), [(0.0, None), (0.9, None), (1.0, YES)])
+def test_an_engine_without_a_probe_is_up_once_it_stayed_up(uptime: float, verdict: Verdict | None) -> None:
+    now: Any = {**READY, "probed": False, "mode": "serve", "uptime_seconds": uptime}
+    assert judge(Goal.UP, DEAD, now, 0.1) == verdict
+    assert judge(Goal.RESTARTED, {**READY, "pid": 9}, now, 0.1) == verdict
+
+
+@pytest.mark.parametrize("more", [{"probed": True, "mode": "serve"}, {"probed": False, "mode": "run"}, {}])
+def test_a_probe_or_a_job_that_runs_needs_no_such_time(more: Any) -> None:
+    now: Any = {**READY, "uptime_seconds": 0.0, **more}
+    assert judge(Goal.UP, DEAD, now, 0.1) == YES
+
+
+def test_an_older_daemon_that_says_less_is_understood() -> None:
+    old = {key: value for key, value in STARTING.items() if key != "blocked"}
+    assert judge(Goal.UP, DEAD, old, 0.1) is None  # type: ignore[arg-type]
