@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning, unless that is a name such as `gpu_ids`."""
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong in a configuration or a request body.
@@ -52,7 +58,7 @@ class SagectlError(Exception):
         self.facts = dict(facts or {})
 
     def __str__(self) -> str:
-        return f"{self.detail}. {self.remedy}." if self.remedy else self.detail
+        return f"{self.detail}. {sentence(self.remedy)}." if self.remedy else self.detail
 
 
 class MalformedRequest(SagectlError):

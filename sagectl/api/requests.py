@@ -78,9 +78,12 @@ def _value(param: Param, text: str) -> Any:
     return value
 
 
-def no_body(request: web.BaseRequest) -> dict[str, Any]:
-    """Nothing. Raises MalformedRequest for a body where none is read: what it asks for would not happen."""
-    if request.body_exists:
+async def no_body(request: web.BaseRequest, limits: Limits) -> dict[str, Any]:
+    """Nothing, or an empty object, which many clients send with each POST.
+
+    Raises MalformedRequest for any other body: what it asks for would not happen.
+    """
+    if request.body_exists and (await _read(request, limits)).strip() not in (b"", b"{}"):
         raise MalformedRequest(
             f"{request.method} {shorten(request.path)} takes no body",
             remedy="Give parameters in the query, such as ?wait=30",
@@ -91,12 +94,16 @@ def no_body(request: web.BaseRequest) -> dict[str, Any]:
 async def read_definition(request: web.BaseRequest, limits: Limits) -> dict[str, Any]:
     """The body as a JSON object. Raises MalformedRequest and Rejected (408, 413, 415)."""
     _check_headers(request, limits)
+    return parse_object(await _read(request, limits))
+
+
+async def _read(request: web.BaseRequest, limits: Limits) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # what follows is the first of the answer itself
     try:
         async with asyncio.timeout(limits.body_time):
-            raw = await request.read()
+            return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limits) from None
     except TimeoutError:
@@ -105,7 +112,6 @@ async def read_definition(request: web.BaseRequest, limits: Limits) -> dict[str,
         ) from None
     except web.RequestPayloadError as error:
         raise MalformedRequest(f"The request's body is broken: {shorten(str(error))}") from None
-    return parse_object(raw)
 
 
 def _check_headers(request: web.BaseRequest, limits: Limits) -> None:

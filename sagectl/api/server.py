@@ -118,7 +118,11 @@ class ApiServer:
         if ref:
             check_ref(ref)
         query = read_query(request, route.params)
-        body = await read_definition(request, self._limits) if route.takes_body else no_body(request)
+        body = (
+            await read_definition(request, self._limits)
+            if route.takes_body
+            else await no_body(request, self._limits)
+        )
         return await route.answer(Call(self.service, request, ref, query, body))
 
 

@@ -86,6 +86,8 @@ def events_verb(session: Session, name: str | None, follow: bool, lines: int | N
     """
     count = lines if lines is not None else 10 if follow else 50
     past = list(session.client.events(tail=count if everything else count * _DEBUG_SHARE, engine=name))
+    if name is not None and not past:
+        session.client.resolve(name)  # raises for one that never was; events outlive their engine
     shown = [event for event in past if everything or not minor(event)]
     shown = shown[len(shown) - min(len(shown), count) :]
     style = render.stdout()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,10 +20,25 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds; click's own range lets NaN through."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds(min=0)
+
+
 def wait_options(command: CommandT) -> CommandT:
     """`--no-wait` and `--timeout`."""
     command = click.option(
-        "--timeout", type=float, metavar="S", help="Wait at most S seconds; the request goes on."
+        "--timeout", type=SECONDS, metavar="S", help="Wait at most S seconds; the request goes on."
     )(command)
     return click.option("--no-wait", is_flag=True, help="Only ask; do not wait until it is so.")(command)
 
@@ -81,7 +97,7 @@ def start_verb(
 @refs_argument(required=False)
 @click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="The engine that holds this port.")
 @click.option(
-    "--drain", type=float, metavar="S", help="Give requests in flight S seconds (default: as configured)."
+    "--drain", type=SECONDS, metavar="S", help="Give requests in flight S seconds (default: as configured)."
 )
 @wait_options
 @json_option

@@ -37,6 +37,7 @@ from sagectl.core.events import Event, ProbeRole, Timer
 from sagectl.core.exits import describe, unasked
 from sagectl.core.moves import Step
 from sagectl.core.probe import progress_interval, verdict
+from sagectl.core.times import counted
 from sagectl.plugin import Diagnosis, ExitStatus, Mode
 
 
@@ -333,7 +334,9 @@ def _exited(engine: Engine, event: ev.Exited, now: Moment) -> Step:
     record = Record("exited", describe(event.status), level)
     quiet: tuple[Action, ...] = (StopProbes(), *moves.end_timers(), record)
     if event.left:
-        after, actions = moves.release(engine, f"ending {event.left} processes that it left behind")
+        after, actions = moves.release(
+            engine, f"ending {counted(event.left, 'process', 'processes')} that it left behind"
+        )
     else:
         after, actions = moves.settle(engine, now)
     return after, (*quiet, *actions)
@@ -349,7 +352,7 @@ def _stubborn(engine: Engine, event: ev.TreeStubborn) -> Step:
     if engine.sub is not Sub.RELEASING:
         return engine, ()
     pids = ", ".join(str(pid) for pid in event.pids[:5])
-    text = f"{len(event.pids)} processes do not end even by SIGKILL: {pids}"
+    text = f"{counted(len(event.pids), 'process does', 'processes do')} not end even by SIGKILL: {pids}"
     if engine.reason == text:
         return engine, ()
     return replace(engine, reason=text), (Record("stubborn", text, "warning"),)

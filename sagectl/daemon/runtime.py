@@ -19,7 +19,7 @@ from sagectl.config.paths import Paths
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, Moment, State, Sub
 from sagectl.core.exits import unasked
-from sagectl.core.times import rfc3339
+from sagectl.core.times import counted, rfc3339
 from sagectl.daemon import environment
 from sagectl.daemon.control import Control
 from sagectl.daemon.effects import Effects, World
@@ -130,7 +130,8 @@ class Runtime:
         self.reloader.applied = lambda config: api.regroup(config.daemon.group)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         status = loop.create_task(self._tell_systemd(), name="status")
-        log.info("ready: %d engines, socket %s", len(list(self.supervisor)), self.paths.socket)
+        engines = counted(len(list(self.supervisor)), "engine", "engines")
+        log.info("ready: %s, socket %s", engines, self.paths.socket)
         sdnotify.ready(self._summary())
         try:
             await self._ending.wait()

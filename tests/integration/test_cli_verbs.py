@@ -112,7 +112,7 @@ def test_status_of_a_failed_engine_exits_3_with_reason_and_remedy(cli: Cli, caps
 
 def test_status_of_an_unknown_engine_exits_4(cli: Cli, capsys: Out) -> None:
     assert cli("status", "nobody") == 4
-    assert capsys.readouterr().err == "sagectl: there is no engine 'nobody'. see `sagectl list`.\n"
+    assert capsys.readouterr().err == "sagectl: there is no engine 'nobody'. See `sagectl list`.\n"
 
 
 def test_status_of_several_exits_with_the_worst(cli: Cli, capsys: Out) -> None:
@@ -387,3 +387,14 @@ def test_help_names_every_verb_once_and_each_has_an_example_or_explains_itself(c
             assert f"\n  {verb} " in out
             assert cli(verb, "--help") == 0
             assert f"  sagectl {verb}" in capsys.readouterr().out
+
+
+def test_events_of_an_unknown_engine_exit_4(cli: Cli, daemon: FakeDaemon, capsys: Out) -> None:
+    daemon.answers["events"] = 200, {"events": []}
+    assert cli("events", "nobody") == 4
+    assert "no engine 'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["stop", "chat", "--drain", "-5"], ["start", "chat", "--timeout", "nan"]])
+def test_seconds_that_make_no_sense_are_refused(cli: Cli, words: list[str]) -> None:
+    assert cli(*words) == 2

@@ -155,7 +155,7 @@ def test_a_conflict_is_said_in_the_daemons_words(cli: Cli, daemon: FakeDaemon, c
     problem = {"code": "conflict", "detail": "the job chat is completed", "remedy": "use --again"}
     daemon.answers["engines/id-chat/start"] = 409, problem
     assert cli("start", "chat") == 1
-    assert capsys.readouterr().err == "sagectl: the job chat is completed. use --again.\n"
+    assert capsys.readouterr().err == "sagectl: the job chat is completed. Use --again.\n"
 
 
 def test_a_conflict_of_one_does_not_keep_the_others_from_starting(
