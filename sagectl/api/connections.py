@@ -190,7 +190,7 @@ class Door:
     async def open(self, listening: socket.socket) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        server = web.Server(self._handler, handler_cancellation=True)
+        server = self._server or web.Server(self._handler, handler_cancellation=True)
         self._server = server
         self._listening = await loop.create_unix_server(
             lambda: Connection(self, server, loop), sock=listening, backlog=_BATCH

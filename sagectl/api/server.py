@@ -69,6 +69,17 @@ class ApiServer:
             self._inode = os.stat(self._path).st_ino
         await self.door.open(listening)
 
+    def reachable(self) -> bool:
+        """The socket that was made is still where clients look for it."""
+        return self._inode is None or _inode(self._path) == self._inode
+
+    async def reopen(self) -> None:
+        """Make the socket again; connections go on. Raises DaemonRefusal."""
+        listening = bind(self._path, self._rights.gid)
+        self._inode = os.stat(self._path).st_ino
+        self.door.stop_accepting()
+        await self.door.open(listening)
+
     async def stop(self) -> None:
         """Stop accepting, end those who follow or wait, give other answers a moment, remove the socket."""
         self.door.stop_accepting()

@@ -44,7 +44,8 @@ def main(config_file: Path | None, verbose: bool) -> None:
             raise DaemonRefusal("; ".join(lacking), remedy="run sagectld on a newer Linux")
         paths = resolve(os.environ, os.geteuid(), config_file=config_file)
         prepare(paths)
-        with locked(paths):
+        # Two locks: the runtime directory may be removed under us, and that must not let a second one in.
+        with locked(paths, paths.lock), locked(paths, paths.state / "sagectl.lock"):
             zygote = start_zygote(paths.runtime)
             # Only now, so that these large imports and the zygote's own run side by side.
             import asyncio
@@ -65,8 +66,8 @@ def main(config_file: Path | None, verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def locked(paths: Paths) -> Iterator[None]:
-    """Hold the directory's lock: two daemons on one directory would start everything twice.
+def locked(paths: Paths, lock: Path) -> Iterator[None]:
+    """Hold a lock of the home: two daemons on one directory would start everything twice.
 
     The lock belongs to the open file, so it ends with the process, however that ends.
 
@@ -75,7 +76,7 @@ def locked(paths: Paths) -> Iterator[None]:
     """
     import fcntl
 
-    with open(paths.lock, "a+") as file:
+    with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

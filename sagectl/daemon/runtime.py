@@ -11,11 +11,11 @@ import resource
 import signal
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sagectl
 from sagectl.config.load import Config, load
-from sagectl.config.paths import Paths
+from sagectl.config.paths import Paths, prepare
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, Moment, State, Sub
 from sagectl.core.exits import unasked
@@ -23,7 +23,7 @@ from sagectl.core.times import counted, rfc3339
 from sagectl.daemon import environment
 from sagectl.daemon.control import Control
 from sagectl.daemon.effects import Effects, World
-from sagectl.daemon.keeper import Keeper
+from sagectl.daemon.keeper import Keeper, read_row
 from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.restore import restore
@@ -31,12 +31,17 @@ from sagectl.daemon.supervisor import Supervisor
 from sagectl.errors import InvalidConfig, SagectlError
 from sagectl.system import pidfile, plugins, sdnotify
 from sagectl.system.journal import Journal
-from sagectl.system.processes import Processes
+from sagectl.system.processes import Known, Processes
 from sagectl.system.start_zygote import Started
 from sagectl.system.store import Store
 
+if TYPE_CHECKING:
+    from sagectl.api.server import ApiServer
+
 log = logging.getLogger("sagectld")
 
+CONFIG_FILE = "config_file"
+"""The fact in the database that tells which main file was read last: `{"path", "read"}`."""
 STATUS_SECONDS = 1.0
 """How soon a change shows in `systemctl status`; a storm of restarts is told once."""
 PREFLIGHTS_SECONDS = 0.3
@@ -67,6 +72,8 @@ class Runtime:
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
         self._degraded: tuple[str, ...] = ()
+        self._api: ApiServer | None = None
+        self._unreachable = ""
         self._started = time.monotonic()
         self._started_wall = time.time()
         self.kinds = plugins.discover()
@@ -105,7 +112,8 @@ class Runtime:
         file, others = self.paths.config_file, self.paths.engines_d
         broken = self.kinds.broken_by_name()
         # A file that was there and is gone is a mistake, not the wish to stop every engine.
-        known = self.reloader.config is not None and str(file) in self.reloader.config.files
+        before = self.store.fact(CONFIG_FILE) or {}
+        known = bool(before.get("read")) and before.get("path") == str(file)
         return load(file, others, self.by_name, broken=broken, explicit=self._explicit or known)
 
     def _ports_of_others(self, engine_id: str) -> set[int]:
@@ -127,7 +135,8 @@ class Runtime:
 
         api = ApiServer(self.control, self.paths.socket, owner_uid=os.geteuid(), group=settings.daemon.group)
         await api.start()
-        self.reloader.applied = lambda config: api.regroup(config.daemon.group)
+        self.reloader.applied = self._reloaded
+        self._api = api
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         status = loop.create_task(self._tell_systemd(), name="status")
         engines = counted(len(list(self.supervisor)), "engine", "engines")
@@ -158,7 +167,7 @@ class Runtime:
         self.effects.processes = self.keeper.processes = processes
         _raise_open_files()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, processes.reap)
-        found = await processes.adopt()
+        found = await processes.adopt(self._known_processes())
         if problem is not None and not any(item.process for item in found):
             await processes.close()
             raise problem
@@ -176,6 +185,16 @@ class Runtime:
         if config is not None:
             self._apply(config)
         return log_settings
+
+    def _known_processes(self) -> dict[str, Known]:
+        known = {}
+        for row in self.store.engines():
+            read = read_row(row, self.by_name)
+            if read is not None and read[0].process is not None and read[1] == self.boot_id:
+                engine, process = read[0], read[0].process
+                ready = engine.state is State.ACTIVE
+                known[row.name] = Known(engine.generation, process, ready, {"engine": row.data["engine"]})
+        return known
 
     def _diagnosed(self, engine: Engine, event: ev.Event) -> ev.Event:
         """An end that came while there was no daemon is explained as any other."""
@@ -216,6 +235,7 @@ class Runtime:
         for problem in config.left_out:
             log.error("%s", problem)
             self.journal.record(None, None, "left-out", str(problem), "error")
+        self._note_file(config)
         added = self.reloader.adopt(config).added
         for name in added:
             engine = self.supervisor.named(name)
@@ -262,6 +282,42 @@ class Runtime:
 
     # --- Signals and systemd --------------------------------------------------------------------
 
+    def _reloaded(self, config: Config) -> None:
+        self._note_file(config)
+        if self._api is not None:
+            self._api.regroup(config.daemon.group)
+
+    def _note_file(self, config: Config) -> None:
+        """Remember the main file, so that its disappearance is told from its absence."""
+        path = str(self.paths.config_file)
+        before = self.store.fact(CONFIG_FILE)
+        if before and before.get("path") != path:
+            text = f"the configuration is {path} now; before it was {before['path']}"
+            log.warning(text)
+            self.journal.record(None, None, "config-moved", text, "warning")
+        self.store.set_fact(CONFIG_FILE, {"path": path, "read": path in config.files})
+
+    async def _guard_runtime(self) -> None:
+        """Make the runtime directory again where somebody removed it: nobody could reach us any more."""
+        if self._api is None or self._api.reachable() or self._ending.is_set():
+            return
+        try:
+            prepare(self.paths)
+            await self._api.reopen()
+        except (SagectlError, OSError) as error:
+            text = f"{self.paths.socket} was removed and cannot be made again: {error}"
+            if text != self._unreachable:
+                self._unreachable = text
+                log.error(text)
+                self.journal.record(None, None, "socket-lost", text, "error")
+            return
+        self._unreachable = ""
+        if self.effects.processes is not None:
+            self.effects.processes.renew()
+        text = f"somebody removed {self.paths.socket}; it is there again"
+        log.warning(text)
+        self.journal.record(None, None, "socket-renewed", text, "warning")
+
     def _reload_by_signal(self) -> None:
         self._reloading = asyncio.get_running_loop().create_task(self._reload(), name="reload")
 
@@ -282,6 +338,7 @@ class Runtime:
         told = ""
         while True:
             await asyncio.sleep(STATUS_SECONDS if interval is None else min(STATUS_SECONDS, interval / 2))
+            await self._guard_runtime()
             fields = {"WATCHDOG": "1"} if interval is not None else {}
             if (text := self._summary()) != told:
                 fields["STATUS"] = told = text

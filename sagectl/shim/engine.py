@@ -131,6 +131,19 @@ class Engine:
         except OSError as error:
             self.log.report(f"cannot write {self.directory}/started.json: {error.strerror}")
 
+    def write_records(self) -> None:
+        """Write again what the directory should say of this start. Raises OSError."""
+        if not self.started:
+            return
+        if self.started["uid"] != os.geteuid():
+            os.chmod(".", 0o711)
+            os.chown("log.fifo", self.started["uid"], -1)
+        write_json("started.json", self.started)
+        if self.exit:
+            write_json("exit.json", self.exit)
+        if self.main:
+            write_file(f"../{self.name}.pid", b"%d\n" % self.main, 0o644)
+
     # --- Adoption ---
 
     def adopt(self) -> None:

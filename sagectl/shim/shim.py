@@ -37,9 +37,7 @@ class Shim:
         self.directory: str = order["dir"]
         self.ending = False
         os.umask(0o022)
-        self.lock = lock_alone("shim.lock", wait=2.0)
-        os.ftruncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()} {tree.start_time(os.getpid())}\n".encode(), 0)
+        self._lock()
         self.loop = Loop()
         self.channel = Channel(self.loop)
         self.send = self.channel.send
@@ -47,18 +45,39 @@ class Shim:
         self.log.report = lambda text: self.send(op="log-trouble", text=text, dropped=self.log.dropped)
         self.engine = Engine(self.name, self.directory, self.loop, self.log, self.send)
         self.engine.drain = self._on_output
+        self.fifos: list[int] = []
         self._open_fifo()
         self._open_sockets()
         self._catch_signals()
         if order["mode"] == "adopt":
             self.engine.adopt()
+            self._follow_main()
+
+    def _lock(self) -> None:
+        self.lock = lock_alone("shim.lock", wait=2.0)
+        os.ftruncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()} {tree.start_time(os.getpid())}\n".encode(), 0)
 
     def _open_fifo(self) -> None:
         if not os.path.exists("log.fifo"):
             os.mkfifo("log.fifo", 0o600)
+        self._follow_fifo("log.fifo")
+
+    def _follow_fifo(self, path: str) -> None:
         # O_RDWR: it never ends for us; and an engine that outlives us blocks when it is full, no SIGPIPE
-        self.fifo = os.open("log.fifo", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.loop.watch(self.fifo, self._on_output)
+        fifo = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fifos.append(fifo)
+        self.loop.watch(fifo, self._on_output)
+
+    def _follow_main(self) -> None:
+        """An adopted engine writes into the FIFO that it began with, even where that was removed since."""
+        for number in (1, 2):
+            path = f"/proc/{self.engine.main}/fd/{number}"
+            with contextlib.suppress(OSError):
+                known = {os.fstat(fifo).st_ino for fifo in self.fifos}
+                ours = os.readlink(path).startswith(f"{self.directory}/log.fifo")
+                if ours and os.stat(path).st_ino not in known:
+                    self._follow_fifo(path)
 
     def _open_sockets(self) -> None:
         self.listener = bound(socket.SOCK_STREAM, "shim.sock", 0o600)
@@ -73,6 +92,11 @@ class Shim:
         self.notify = bound(socket.SOCK_DGRAM, address, 0o666)  # `_trusts` decides
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.loop.watch(self.notify.fileno(), self._on_notify)
+
+    def _close_sockets(self) -> None:
+        for sock in (self.listener, self.notify):
+            self.loop.unwatch(sock.fileno())
+            sock.close()
 
     def _catch_signals(self) -> None:
         self.wake, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -92,19 +116,23 @@ class Shim:
                 engine.kill_round()
 
     def _on_signal(self) -> None:
+        caught = b""
         with contextlib.suppress(BlockingIOError):
-            os.read(self.wake, 4096)
+            caught = os.read(self.wake, 4096)
+        if signal.SIGHUP in caught:
+            self.move_in()
         self.engine.look()
 
     # --- Output and notifications ---
 
     def _on_output(self) -> None:
-        for _ in range(16):  # then let others have a turn
-            try:
-                data = os.read(self.fifo, CHUNK)
-            except BlockingIOError:
-                return
-            self.log.write(data)
+        for fifo in self.fifos:
+            for _ in range(16):  # then let others have a turn
+                try:
+                    data = os.read(fifo, CHUNK)
+                except BlockingIOError:
+                    break
+                self.log.write(data)
 
     def _on_notify(self) -> None:
         try:
@@ -170,6 +198,8 @@ class Shim:
 
     def op_launch(self, message: dict[str, Any]) -> None:
         """→ started or refused; later exited."""
+        if not os.path.exists("log.fifo"):
+            self.move_in()
         self.engine.launch(message, self.notify_path)
 
     def op_signal(self, message: dict[str, Any]) -> None:
@@ -195,6 +225,30 @@ class Shim:
     def op_pids(self, message: dict[str, Any]) -> None:
         """→ pids: who lives in the tree."""
         self.send(op="pids", id=message.get("id"), pids=sorted(self.engine.members()))
+
+    def op_renew(self, message: dict[str, Any]) -> None:
+        """Somebody removed the runtime directory."""
+        self.move_in()
+
+    def move_in(self) -> None:
+        """Put back what is missing of our files: without them no other daemon would find us.
+
+        Asked for by SIGHUP too, as that needs no file.
+        """
+        try:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            os.chdir(self.directory)
+            if not os.path.exists("shim.lock"):
+                os.close(self.lock)
+                self._lock()
+            if not os.path.exists("log.fifo"):
+                self._open_fifo()
+            if not os.path.exists("shim.sock"):
+                self._close_sockets()
+                self._open_sockets()
+            self.engine.write_records()
+        except OSError as error:
+            self.log.report(f"cannot make {self.directory} again: {error.strerror}")
 
     def op_end(self, message: dict[str, Any]) -> None:
         """Leaves, taking the directory along, if nothing lives in the tree."""

@@ -109,7 +109,8 @@ def _generation(entry: str, ending: bytes) -> int:
 
 def _holds(entry: str, path: str) -> bool:
     try:
-        return any(os.readlink(f"/proc/{entry}/fd/{fd}") == path for fd in os.listdir(f"/proc/{entry}/fd"))
+        held = (os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd"))
+        return any(link.removesuffix(" (deleted)") == path for link in held)
     except OSError:
         return False
 

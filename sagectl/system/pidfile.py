@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from sagectl.core.engine import Process
 from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
-from sagectl.shim.files import read_json
+from sagectl.shim.engine import VERSION
+from sagectl.shim.files import read_json, write_json
 
 STARTED, EXIT = "started.json", "exit.json"
 
@@ -59,6 +61,22 @@ def read_started(directory: Path) -> dict[str, Any]:
     """What the shim noted before it started the engine; {} where nothing usable is there."""
     record = read_json(str(directory / STARTED))
     return record if process_of(record) and isinstance(record.get("generation"), int) else {}
+
+
+def write_started(
+    directory: Path, generation: int, process: Process, uid: int, ready: bool, context: Mapping[str, Any]
+) -> None:
+    """Note a living process as its shim would have. Raises OSError."""
+    record = {
+        **asdict(process),
+        "v": VERSION,
+        "generation": generation,
+        "shim_pid": 0,
+        "uid": uid,
+        "ready": ready,
+        "context": dict(context),
+    }
+    write_json(str(directory / STARTED), record)
 
 
 def read_exit(directory: Path) -> dict[str, Any]:

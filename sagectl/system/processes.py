@@ -19,16 +19,16 @@ from typing import Any
 from sagectl.core.engine import Process
 from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
-from sagectl.system import pidfile
+from sagectl.system import pidfile, strays
 from sagectl.system.shim_keeper import HUNG, ShimKeeper, reap
 from sagectl.system.shim_link import Zygote
 from sagectl.system.start_zygote import Started
 from sagectl.system.supervised import LaunchOrder, ProcessEvents, Supervised
 
-__all__ = ["Found", "LaunchOrder", "Measurement", "ProcessEvents", "Processes"]
+__all__ = ["Found", "Known", "LaunchOrder", "Measurement", "ProcessEvents", "Processes"]
 
 PR_SET_CHILD_SUBREAPER = 36
-SWEEP = 10.0  # seconds between looks for zombies that nobody waits for
+SWEEP = 5.0  # seconds between looks for zombies that nobody waits for, and for shims that were stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,16 @@ class Measurement:
     read_bytes: int
     cpu_seconds: float
     processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the database knows of a process, for where its directory was removed."""
+
+    generation: int
+    process: Process
+    ready: bool
+    context: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,7 @@ class Processes:
         self._held: list[Callable[[], None]] | None = None  # events during adoption
         self._zombies: dict[tuple[int, int], float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._known: Mapping[str, Known] = {}
         self._started_zygote = zygote
         self._zygote: Zygote | None = None
 
@@ -170,22 +181,34 @@ class Processes:
 
     # --- Adoption ---
 
-    async def adopt(self) -> list[Found]:
-        """Find what an earlier daemon left. Events of it come only after this has returned."""
+    async def adopt(self, known: Mapping[str, Known] | None = None) -> list[Found]:
+        """Find what an earlier daemon left. Events of it come only after this has returned.
+
+        Args:
+            known: engine → the process that the database remembers.
+        """
         self._held = []
+        self._known = known or {}
+        found_astray = strays.find(self._directory)
+        for name in found_astray:
+            # Only a new shim for an existing directory looks for what lives already.
+            (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in self._directory.glob("*.pid"):
             if not entry.with_suffix("").is_dir():
                 entry.unlink(missing_ok=True)
-        names = sorted(entry.name for entry in self._directory.iterdir() if entry.is_dir())
+        names = {entry.name for entry in self._directory.iterdir() if entry.is_dir()} | found_astray.keys()
         try:
-            found = await asyncio.gather(*(self._adopt(name) for name in names))
+            found = await asyncio.gather(
+                *(self._adopt(name, found_astray.get(name)) for name in sorted(names))
+            )
         finally:
+            self._known = {}
             held, self._held = self._held, None
             for event in held:
                 self._loop.call_soon(event)
         return [one for one in found if one]
 
-    async def _adopt(self, name: str) -> Found | None:
+    async def _adopt(self, name: str, shim: strays.Identity | None) -> Found | None:
         directory = self._directory / name
         started = pidfile.read_started(directory)
         if started and started["boot_id"] != pidfile.boot_id():
@@ -196,8 +219,9 @@ class Processes:
             return Found(name, started["generation"], None, status, 0, False, context, False)
         engine = self._engine(name)
         engine.adopting = True
+        engine.shim.stray = shim
         await asyncio.wait([engine.shim.reach()])
-        engine.adopting = False
+        engine.adopting, engine.shim.stray = False, None
         if not engine.generation:
             engine.release()
             return None
@@ -233,6 +257,8 @@ class Processes:
     def _spawn(self, name: str, sock: socket.socket) -> bool:
         assert self._zygote
         directory = self._directory / name
+        if name in self._known and not pidfile.read_started(directory):
+            self._remember(directory, self._known[name])
         new = not directory.exists()
         order = {
             "name": name,
@@ -242,6 +268,21 @@ class Processes:
         }
         self._zygote.spawn(order, sock)
         return new
+
+    @staticmethod
+    def _remember(directory: Path, known: Known) -> None:
+        """Write down for a new shim what its engine's process is, where that was removed, and it lives."""
+        fd = pidfile.open_verified(known.process)
+        if fd is None:
+            return
+        try:
+            uid = os.stat(f"/proc/{known.process.pid}").st_uid
+            directory.mkdir(mode=0o700 if uid == os.geteuid() else 0o711, exist_ok=True)
+            pidfile.write_started(directory, known.generation, known.process, uid, known.ready, known.context)
+        except OSError:
+            return  # then the engine can be ended, but not adopted
+        finally:
+            os.close(fd)
 
     def _emit(self, event: Callable[[], None]) -> None:
         if self._held is None:
@@ -258,10 +299,18 @@ class Processes:
                 continue
             since = self._zombies.get((pid, int(fields[19])), now)
             seen[pid, int(fields[19])] = since
-            if now - since >= SWEEP / 2:
+            if now - since >= SWEEP:
                 reap(os.P_PID, pid)
         self._zombies = seen
 
+    def renew(self) -> None:
+        """Somebody removed the runtime directory: make it again, and have every shim put its files back."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for engine in self._engines.values():
+            engine.shim.send({"op": "renew"})
+
     def _sweep(self) -> None:
         self.reap()
+        for engine in self._engines.values():
+            engine.wake()
         self._sweeper = self._loop.call_later(SWEEP, self._sweep)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from sagectl.shim import tree
 from sagectl.system.shim_link import Link, connect
 
+RECALLED = 1.0  # seconds that a living shim has to put its files back
 HUNG = 5.0  # seconds without an answer after which a living shim is killed and replaced
 ATTEMPTS = 5  # to reach a shim, before that counts as trouble
 
@@ -51,6 +52,7 @@ class ShimKeeper:
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
         self._fd = -1  # pidfd of the shim
+        self.stray: tuple[int, int] | None = None  # a living shim that was found without its files
         self.pid = 0
         self.talking = False  # its hello was read on this connection
         self.ordered = 0  # the generation whose launch was sent on this connection before the hello
@@ -102,7 +104,7 @@ class ShimKeeper:
         attempts = 0
         while True:
             self._hello = self._loop.create_future()
-            if not self._connect():
+            if not self._connect() and not await self._recall():
                 ours, theirs = socket.socketpair()
                 self._attach(ours)
                 if self._spawn(theirs):
@@ -122,6 +124,10 @@ class ShimKeeper:
     def _connect(self) -> bool:
         if self._fd >= 0 and tree.has_ended(self._fd):
             return False
+        holder = self._lock_holder()
+        fields = tree.process_stat(holder[0]) if holder else None
+        if holder and fields and fields[0] == b"T":
+            tree.kill_verified(*holder, signal.SIGCONT)  # stopped by somebody it would never answer
         try:
             self._attach(connect(self._directory))
         except OSError:
@@ -167,11 +173,51 @@ class ShimKeeper:
             self._link.close()
             self._lost()
 
-    def _kill_hung(self) -> None:
-        """One that does not answer (stopped, say) is worth less than a new one that adopts."""
-        with contextlib.suppress(OSError, ValueError):
+    async def _recall(self) -> bool:
+        """A shim lives, but somebody removed its files: it puts them back, or makes room for another."""
+        old = self._living()
+        if old is None:
+            return False
+        for number in (signal.SIGCONT, signal.SIGHUP):
+            tree.kill_verified(*old, number)
+        end = self._loop.time() + RECALLED
+        while self._loop.time() < end and self._living() is not None:
+            await asyncio.sleep(0.005)  # it has no line to us on which it could tell
+            if self._connect():
+                return True
+        self._kill_hung()
+        return False
+
+    def _living(self) -> tuple[int, int] | None:
+        """The shim that holds the directory's lock, or the one that was found without it; if it lives."""
+        for found in (self._lock_holder(), self.stray):
+            if found is not None and tree.start_time(found[0]) == found[1]:
+                fields = tree.process_stat(found[0])
+                if fields and tree.alive(fields):
+                    return found
+        return None
+
+    def _lock_holder(self) -> tuple[int, int] | None:
+        try:
             pid, since = map(int, (self._directory / "shim.lock").read_text().split())
-            tree.kill_verified(pid, since, signal.SIGKILL)
+        except (OSError, ValueError):
+            return None
+        return pid, since
+
+    def _kill_hung(self) -> None:
+        """One that does not answer is worth less than a new one that adopts."""
+        old = self._living()
+        if old is not None:
+            tree.kill_verified(*old, signal.SIGKILL)
+
+    def wake(self) -> bool:
+        """Continue a shim that somebody stopped; True where that was so."""
+        fields = tree.process_stat(self.pid) if self.pid else None
+        if not fields or fields[0] != b"T" or self._fd < 0:
+            return False
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._fd, signal.SIGCONT)
+        return True
 
 
 def reap(kind: int, number: int) -> None:

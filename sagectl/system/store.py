@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS engines(
     id TEXT PRIMARY KEY, name TEXT NOT NULL, transient INTEGER NOT NULL, json TEXT NOT NULL,
     updated REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS facts(key TEXT PRIMARY KEY, json TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS overrides(name TEXT PRIMARY KEY, autostart INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS events(
     id INTEGER PRIMARY KEY, at REAL NOT NULL, engine TEXT, engine_id TEXT, kind TEXT NOT NULL,
@@ -77,7 +78,9 @@ class Store:
         self._lost: str | None = None
         self._engines: dict[str, StoredEngine] = {}
         self._overrides: dict[str, bool] = {}
+        self._facts: dict[str, Any] = {}
         self._changed_engines: set[str] = set()
+        self._changed_facts: set[str] = set()
         self._changed_overrides: set[str] = set()
         self._pending: deque[Entry] = deque(maxlen=KEPT_EVENTS)
         self._next_id = 1
@@ -120,6 +123,16 @@ class Store:
         else:
             self._overrides[name] = autostart
         self._changed_overrides.add(name)
+
+    def fact(self, key: str) -> Any:
+        """What was noted under this key, None where nothing was."""
+        return self._facts.get(key)
+
+    def set_fact(self, key: str, value: Any) -> None:
+        """Note a JSON value."""
+        if self._facts.get(key) != value:
+            self._facts[key] = value
+            self._changed_facts.add(key)
 
     # --- events
 
@@ -176,7 +189,7 @@ class Store:
     @property
     def dirty(self) -> bool:
         """Something waits for `flush`."""
-        return bool(self._pending or self._changed_engines or self._changed_overrides)
+        return bool(self._pending or self._changed_engines or self._changed_overrides or self._changed_facts)
 
     def flush(self) -> bool:
         """Write and commit what changed since the last time. False where that did not work (yet)."""
@@ -191,6 +204,7 @@ class Store:
             return False
         self._changed_engines.clear()
         self._changed_overrides.clear()
+        self._changed_facts.clear()
         self._pending.clear()
         self._failure = None
         return True
@@ -211,6 +225,8 @@ class Store:
                     self._db.execute("REPLACE INTO overrides VALUES (?, ?)", (name, self._overrides[name]))
                 else:
                     self._db.execute("DELETE FROM overrides WHERE name = ?", (name,))
+            for key in self._changed_facts:
+                self._db.execute("REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(self._facts[key])))
             self._db.executemany(
                 "REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_event_row, self._pending)
             )
@@ -273,6 +289,8 @@ class Store:
                 self._engines[engine_id] = StoredEngine(engine_id, name, bool(transient), data)
         for name, autostart in db.execute("SELECT name, autostart FROM overrides"):
             self._overrides.setdefault(name, bool(autostart))
+        for key, text in db.execute("SELECT key, json FROM facts"):
+            self._facts.setdefault(key, json.loads(text))
         newest = db.execute("SELECT max(id) FROM events").fetchone()[0]
         self._next_id = max(self._next_id, (newest or 0) + 1)
 
@@ -296,6 +314,7 @@ class Store:
             )
         self._changed_engines.update(self._engines)
         self._changed_overrides.update(self._overrides)
+        self._changed_facts.update(self._facts)
         return db
 
     def _set_aside(self) -> Path:

@@ -109,6 +109,7 @@ class Supervised:
 
     def signal(self, generation: int, number: int) -> None:
         """To the main process alone; what cannot be sent now is kept."""
+        self.wake()
         message = {"op": "signal", "generation": generation, "signal": number}
         if not self.shim.send(message) and generation == self.generation:
             self._backlog.append(message)
@@ -117,10 +118,17 @@ class Supervised:
         """→ tree_empty. False where there is nothing that this could concern."""
         if generation == self.generation:
             self._killing = True
+            self.wake()
             if not self.shim.send({"op": "kill-tree", "generation": generation}):
                 self.shim.reach()
             return True
         return self.phase is not Phase.IDLE
+
+    def wake(self) -> None:
+        """Its shim sees nothing and does nothing while somebody keeps it stopped."""
+        if self.shim.wake():
+            text = f"its shim {self.shim.pid} was stopped by a signal; it was continued"
+            self._emit(lambda: self._sink.shim_replaced(self.name, text))
 
     def update_context(self, context: Mapping[str, Any]) -> None:
         """Keep this beside the process."""
