@@ -3,6 +3,7 @@
 # make vllm-env                        the environment for that, about 4 GB; prints its interpreter
 # make test                            every test there is
 # make test-fast                       without those that need torch and transformers
+# make soak [STEPS=5000]               random mishaps for half an hour: a thousand daemons are killed
 # make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter
 # make format                          let ruff rewrite the sources
@@ -23,9 +24,10 @@ ENVS = "$(PYTHON)" etc/make/envs.py
 MODEL ?=
 TORCH ?= auto
 BACKEND ?= transformers
+STEPS ?= 5000
 ARGS ?=
 
-.PHONY: help up vllm-env test test-fast bench lint format clean
+.PHONY: help up vllm-env test test-fast soak bench lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -49,6 +51,11 @@ test:
 test-fast:
 	@$(ENVS) dev >/dev/null; \
 	.venv/bin/python -m pytest -m "not heavy" $(ARGS)
+
+soak:
+	@$(ENVS) dev >/dev/null; \
+	SAGECTL_SOAK=$(STEPS) SAGECTL_CHAOS_SEED=$${SAGECTL_CHAOS_SEED:-$$RANDOM} \
+	  .venv/bin/python -m pytest -s tests/acceptance/test_15_chaos.py $(ARGS)
 
 bench:
 	@$(ENVS) dev >/dev/null; \
