@@ -25,6 +25,8 @@ _BATCH = 16
 """Connections accepted per turn of the loop. Each is read before `Limits.connections` more arrive, so
 a flood of silent ones does not drive out one that asks something."""
 _BACKLOG = 1024
+_HEARING = 0.1
+"""Seconds that new connections have to ask something when the daemon ends."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -35,6 +37,7 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_door",
         "_peer",
+        "asked",
         "busy",
         "first_byte",
         "half_closed",
@@ -59,6 +62,7 @@ class Connection(web.RequestHandler):
         self._peer: Peer | None = None
         self.line: asyncio.Transport | None = None
         self.busy = False
+        self.asked = False
         self.half_closed = False
         self.last = False
         self.streaming = False
@@ -105,7 +109,7 @@ class Connection(web.RequestHandler):
 
     def begin(self) -> None:
         """A request is complete, and handled from now on."""
-        self.busy = True
+        self.busy = self.asked = True
         self.streaming = False
         self.first_byte = None
 
@@ -206,6 +210,7 @@ class Door:
     async def close(self) -> None:
         """End every connection, after at most `Limits.farewell` seconds for answers under way."""
         self.stop_accepting()
+        await self._hear_out()
         for connection in list(self.connections):
             if not connection.busy:
                 self._drop(connection)
@@ -218,6 +223,13 @@ class Door:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    async def _hear_out(self) -> None:
+        """Who has just connected is about to ask: it gets its answer, not a connection that was reset."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _HEARING
+        while loop.time() < end and any(not c.asked and not c.busy for c in self.connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)  # their bytes arrive on the loop
 
     def admit(self, connection: Connection) -> bool:
         """Count it in; where there are too many, at the cost of the one that is silent longest."""

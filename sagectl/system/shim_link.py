@@ -15,6 +15,7 @@ from typing import Any
 
 from sagectl.shim.channel import packed
 from sagectl.system.start_zygote import Started, start_zygote
+from sagectl.system.unit import Unit, scope_group
 
 
 class Link:
@@ -102,18 +103,19 @@ def connect(directory: Path) -> socket.socket:
 class Zygote:
     """The process that forks shims. Replaced at once when it ends; what was asked meanwhile waits."""
 
-    def __init__(self, runtime: Path, started: Started | None = None) -> None:
+    def __init__(self, runtime: Path, started: Started | None = None, unit: Unit | None = None) -> None:
         """
         Args:
             started: one that was started already.
+            unit: the service in whose scope it is to live.
         """
-        self._runtime = runtime
+        self._runtime, self._unit = runtime, unit
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._starts = 0
-        self._take(started or start_zygote(runtime))
+        self._take(started or start_zygote(runtime, unit))
 
     @property
     def pid(self) -> int | None:
@@ -155,7 +157,9 @@ class Zygote:
         if self._process:
             self._process.kill()
             self._process.wait()
-            self._take(start_zygote(self._runtime))
+            # Where a scope cannot be had it lives in the service's own group.
+            scope = scope_group(self._unit) if self._unit is not None else None
+            self._take(start_zygote(self._runtime, self._unit if scope is not None else None))
 
     def _disconnect(self) -> None:
         if self._sock:
