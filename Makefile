@@ -4,6 +4,7 @@
 # make test                            every test there is
 # make test-fast                       without those that need torch and transformers
 # make test-boot                       sagectl on a Debian that systemd boots, in a container; needs root
+#                                      (SAGECTL_BOOT_SUITE=trixie for a newer one)
 # make soak [STEPS=5000]               random mishaps for half an hour: a thousand daemons are killed
 # make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter

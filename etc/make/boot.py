@@ -18,11 +18,10 @@ from pathlib import Path
 
 from envs import CONSTRAINTS, ROOT, environments, held, run, say
 
-SUITE = "bookworm"
+SUITES = {"bookworm": "3.11", "trixie": "3.13"}
+"""Debian's releases that can be booted here, with their Python. systemd 252 and 257."""
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "python3-venv")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-PYTHON = "3.11"
-"""Of the suite."""
 CANNOT = 3
 
 
@@ -42,11 +41,20 @@ def mirror() -> str:
     return os.environ.get("SAGECTL_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
+def suite() -> str:
+    """SAGECTL_BOOT_SUITE, or the oldest that sagectl supports."""
+    wanted = os.environ.get("SAGECTL_BOOT_SUITE", "bookworm")
+    if wanted not in SUITES:
+        raise SystemExit(f"SAGECTL_BOOT_SUITE={wanted}: write one of {', '.join(SUITES)}")
+    return wanted
+
+
 def tree() -> Path:
     """The tree, made if need be."""
+    release = suite()
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed: list[str] = declared["project"]["dependencies"]
-    parts = (SUITE, *PACKAGES, *needed, CONSTRAINTS.read_text(encoding="utf-8"))
+    parts = (release, *PACKAGES, *needed, CONSTRAINTS.read_text(encoding="utf-8"))
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
     home = environments()
     with held(home):
@@ -56,20 +64,20 @@ def tree() -> Path:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         root = path / "tree"
-        say(f"making {root}: Debian {SUITE} with systemd (about a minute)")
+        say(f"making {root}: Debian {release} with systemd (about a minute)")
         include = f"--include={','.join(PACKAGES)}"
-        run("debootstrap", "--variant=minbase", include, SUITE, root, mirror())
-        _install(root, needed)
+        run("debootstrap", "--variant=minbase", include, release, root, mirror())
+        _install(root, needed, SUITES[release])
         (path / ".made").touch()
     return root
 
 
-def _install(root: Path, needed: list[str]) -> None:
+def _install(root: Path, needed: list[str], python: str) -> None:
     """sagectl's dependencies in /opt/sagectl; itself comes with each session, from the checkout."""
     with tempfile.TemporaryDirectory(dir=root / "opt") as wheels:
         chosen = [word for platform in PLATFORMS for word in ("--platform", platform)]
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "-d", wheels]
-        run(*download, "--python-version", PYTHON, *chosen, "-c", CONSTRAINTS, *needed)
+        run(*download, "--python-version", python, *chosen, "-c", CONSTRAINTS, *needed)
         inside = f"/{Path(wheels).relative_to(root)}"
         run("chroot", root, "python3", "-m", "venv", "/opt/sagectl")
         find = ("--no-index", "--find-links", inside)
