@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -100,17 +101,18 @@ class Engines:
         os.mkfifo(self.fifo)
         self._reader = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._rest = b""
-        self._words = self._build(directory)
+        self._words = self._program(directory)
 
     @staticmethod
-    def _build(directory: Path) -> list[str]:
+    def _program(directory: Path) -> list[str]:
         binary = directory / "engine"
-        for flags in (["-static"], []):
-            command = ["cc", "-O2", *flags, "-o", str(binary), str(HERE / "engine.c")]
-            with contextlib.suppress(FileNotFoundError):
-                if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
-                    return [str(binary)]
-        return [sys.executable, "-I", "-S", str(HERE / "engine.py")]
+        if program := _compiled():
+            binary.write_bytes(program)
+            binary.chmod(0o755)
+            return [str(binary)]
+        script = directory / "engine.py"  # where a container sees it too
+        script.write_bytes((HERE / "engine.py").read_bytes())
+        return [sys.executable, "-I", "-S", str(script)]
 
     def command(self, port: int | None = None) -> list[str]:
         """What to run."""
@@ -148,6 +150,19 @@ class Engines:
 
     def close(self) -> None:
         os.close(self._reader)
+
+
+@functools.cache
+def _compiled() -> bytes:
+    """The engine in C; nothing where there is no compiler."""
+    with tempfile.TemporaryDirectory() as directory:
+        binary = Path(directory, "engine")
+        for flags in (["-static"], []):
+            command = ["cc", "-O2", *flags, "-o", str(binary), str(HERE / "engine.c")]
+            with contextlib.suppress(FileNotFoundError):
+                if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+                    return binary.read_bytes()
+    return b""
 
 
 def free_ports(count: int) -> int:
@@ -289,6 +304,9 @@ class Supervisor:
         """Write the configuration: an engine of each name."""
         raise NotImplementedError
 
+    def settle(self, count: int) -> None:
+        """Wait until it answers, now that so many engines began."""
+
     def stop(self, name: str) -> bool:
         """Stop an engine by the supervisor's own command, and wait; whether it reports success."""
         raise NotImplementedError
@@ -362,16 +380,13 @@ class Supervisor:
     def close(self) -> None:
         """End it and its engines, and remove the directory."""
         if self.process is not None:
-            if self.process.poll() is None:
-                self.process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):  # circus does that at times
-                    self.process.wait(sized(10, 2))
-            while left := self.everything():  # engines that outlived it, and what still starts some
+            self.process.kill()
+            self.process.wait()
+            while left := self.everything():  # engines that outlive it, and what still starts some
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.01)
-            self.process.wait()
         self.engines.close()
         shutil.rmtree(self.home, ignore_errors=True)
 

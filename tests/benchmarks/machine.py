@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.benchmarks.lab import Supervisor, descendants, parent_of, sized, words_of
+from tests.benchmarks.lab import PATIENCE, Supervisor, descendants, eventually, parent_of, sized, words_of
 
 INIT = "/usr/lib/systemd/systemd"
 TARGET = "bench.target"
@@ -51,9 +51,7 @@ class Systemd(Supervisor):
         return "only root may boot a container" if os.geteuid() else _boots()
 
     def command(self) -> list[str]:
-        shown = [
-            str(path) for path in {sys.prefix, sys.base_prefix} if not Path(path).is_relative_to("/usr")
-        ]
+        shown = [str(path) for path in {sys.prefix, sys.base_prefix} if not Path(path).is_relative_to("/usr")]
         alone = [] if Path("/run/systemd/system").exists() else ["--keep-unit"]
         return [
             *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.tree}", "--bind-ro=/usr"),
@@ -71,6 +69,7 @@ class Systemd(Supervisor):
             unit.write_text(
                 "[Unit]\nStartLimitIntervalSec=0\n"
                 f"[Service]\nExecStart={shlex.join(words)}\nRestart=always\nRestartSec=0\n"
+                f"TimeoutStopSec={sized(5, 1)}\n"
             )
             (wants / unit.name).symlink_to(f"../{unit.name}")
 
@@ -90,7 +89,10 @@ class Systemd(Supervisor):
     @property
     def root(self) -> int:
         """The container's process 1, as it is numbered outside."""
-        return next(pid for pid in descendants(self.pid) if words_of(pid)[:1] == [INIT])
+        return descendants(self.pid)[1]
+
+    def settle(self, count: int) -> None:
+        eventually(lambda: self.inside("systemctl", "is-active", TARGET), pause=0.05)
 
     def kill(self, pids: Sequence[int]) -> None:
         """As from inside: the kernel drops what is sent to process 1, whoever sends it there."""
@@ -119,17 +121,11 @@ class Systemd(Supervisor):
         return [pid for pid in super().overhead() if pid != self.pid]  # nspawn is the lab's
 
     def close(self) -> None:
-        """Shut the machine down, or end it as a whole if it does not."""
-        if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(StopIteration):
-                root = self.root
-                os.kill(root, signal.SIGCONT)
-                self.inside("systemctl", "poweroff")
-                try:
-                    self.process.wait(sized(10, 2))
-                except subprocess.TimeoutExpired:
-                    os.kill(root, signal.SIGKILL)
-                self.process.wait()
+        """End the machine as a whole."""
+        if self.process is not None:
+            with contextlib.suppress(IndexError, ProcessLookupError):
+                os.kill(self.root, signal.SIGKILL)  # from outside it is obeyed
+            self.process.wait(PATIENCE)
         super().close()
         mounted = Path("/proc/self/mountinfo").read_text()
         assert str(self.tree) not in mounted, f"{self.tree} is still mounted somewhere"

@@ -7,11 +7,20 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.benchmarks.lab import HERE, Supervisor, cpu_seconds, eventually, running, sized, words_of
+from tests.benchmarks.lab import (
+    FULL,
+    HERE,
+    Supervisor,
+    cpu_seconds,
+    eventually,
+    parent_of,
+    running,
+    sized,
+    words_of,
+)
 
 LINE = 900
 """Bytes that a chatty engine writes at a time."""
@@ -20,7 +29,7 @@ _SAID = re.compile(rb"(\d{20}) (\d{8}) xxx")
 
 
 def respawns(supervisor: Supervisor, count: int, pause: float = 0.05, patience: float = 60.0) -> list[float]:
-    """Milliseconds from each `kill -9` of the only engine to its replacement's first instruction.
+    """Milliseconds from each `kill -9` of an engine to its replacement's first instruction.
 
     Those of `count` that are measured within so many seconds, at least one.
     """
@@ -28,7 +37,7 @@ def respawns(supervisor: Supervisor, count: int, pause: float = 0.05, patience: 
     begin = time.monotonic()
     while len(found) < count and (not found or time.monotonic() - begin < patience):
         time.sleep(pause)  # it has noted everything, and is idle
-        [pid] = running(supervisor.engines.command())
+        pid = running(supervisor.engines.command())[0]
         killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         [(_, began)] = supervisor.engines.began(1)
@@ -70,6 +79,7 @@ class Trouble:
         self.supervisor.declare({name: getattr(self, name) for name in names})
         self.supervisor.start()
         self.supervisor.engines.began(len(names))
+        self.supervisor.settle(len(names))
 
     def counts(self) -> dict[str, int]:
         """How many lines each instance of the chatty engine got rid of."""
@@ -96,28 +106,49 @@ class Outage:
 
     def output(self) -> str:
         """The chatty engine's story."""
-        story = self.during if self.after == "writes" or self.during == "dies" else f"{self.during}, {self.after}"
-        return f"{story}; {self.lost} lost"
+        if self.during.startswith("blocks"):
+            story = f"{self.during}, {'goes on' if self.after == 'writes' else 'for good'}"
+        elif self.during == "writes" != self.after:
+            story = f"writes, then {self.after}"
+        else:
+            story = self.during
+        return f"{story}; {self.lost} lines lost"
 
 
-def outage(trouble: Trouble, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> Outage:
-    """`begin` stops or kills something, `end` brings it back; between them pass so many seconds."""
-    [pid] = running(trouble.chatty)
-    [instance] = before = trouble.counts()
+def outage(trouble: Trouble, pids: Sequence[int], blow: signal.Signals, seconds: float) -> Outage:
+    """Stop or kill processes of the supervisor for so long; then continue them, or start it again."""
+    supervisor, begun = trouble.supervisor, trouble.counts()
+    [pid], [instance] = running(trouble.chatty), begun
     os.kill(pid, signal.SIGUSR1)
-    eventually(lambda: trouble.counts()[instance] > before[instance] + 100)
-    begin()
+    eventually(lambda: trouble.counts()[instance] > begun[instance] + 20)
+    restart = blow == signal.SIGKILL and supervisor.root in pids
+    parent = parent_of(pid)
+    _strike(supervisor, pids, blow)
+    orphaned = not words_of(parent)
     at = trouble.counts()[instance]
     time.sleep(seconds)
     during = _fate(trouble, pid, instance, at)
-    trouble.supervisor.engines.drop(0)
-    end()
-    trouble.supervisor.engines.drop(sized(4, 1))  # whatever it starts now
-    after = _fate(trouble, pid, instance, at)
-    instances = len(running(trouble.plain))
-    if pid in running(trouble.chatty):
+    supervisor.engines.drop(0)
+    if blow == signal.SIGSTOP:
+        _strike(supervisor, pids, signal.SIGCONT)
+        eventually(lambda: _fate(trouble, pid, instance, at) == "writes")
+    elif restart:
+        supervisor.start()
+    if blow == signal.SIGKILL:
+        # A double may come, or the successor of one that died; hardly where the engine's parent lives.
+        supervisor.engines.any_began(4 if FULL else 2 if orphaned else 0.3)
+        time.sleep(sized(1, 0))
+    after, instances = _fate(trouble, pid, instance, at), len(running(trouble.plain))
+    if after != "dies":
         os.kill(pid, signal.SIGUSR1)
     return Outage(during, after, _lost(trouble, instance), instances)
+
+
+def _strike(supervisor: Supervisor, pids: Sequence[int], blow: signal.Signals) -> None:
+    if blow == signal.SIGKILL:
+        return supervisor.kill(pids)
+    for pid in pids:
+        os.kill(pid, blow)
 
 
 def _fate(trouble: Trouble, pid: int, instance: str, at: int) -> str:
@@ -125,7 +156,7 @@ def _fate(trouble: Trouble, pid: int, instance: str, at: int) -> str:
     if not words_of(pid):
         return "dies"
     count = trouble.counts()[instance]
-    time.sleep(0.3)
+    time.sleep(0.3 if FULL else 0.1)
     if trouble.counts()[instance] > count:
         return "writes"
     return f"blocks after {(count - at) * LINE / 1000:.0f} kB"
@@ -135,46 +166,11 @@ def _lost(trouble: Trouble, instance: str) -> int:
     """Lines that the kernel took and that the supervisor did not keep, once that no longer changes."""
     wanted = instance.encode()
     missing, since = -1, time.monotonic()
-    while missing and time.monotonic() - since < 1:
-        time.sleep(0.1)
-        count = trouble.counts()[instance]
-        kept = {int(number) for who, number in _SAID.findall(_output(trouble)) if who == wanted}
-        now = len(set(range(count)) - kept)
+    while missing and time.monotonic() - since < sized(3, 1):
+        time.sleep(0.05)
+        written = trouble.counts()[instance]
+        lines = _SAID.findall(trouble.supervisor.output("chatty"))
+        now = len(set(range(written)) - {int(number) for who, number in lines if who == wanted})
         if now != missing:
             missing, since = now, time.monotonic()
     return missing
-
-
-def _output(trouble: Trouble) -> bytes:
-    return trouble.supervisor.output("chatty")
-
-
-def stopped(pids: Sequence[int]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """SIGSTOP to processes, and SIGCONT."""
-
-    def signal_all(which: signal.Signals) -> None:
-        for pid in pids:
-            os.kill(pid, which)
-
-    return lambda: signal_all(signal.SIGSTOP), lambda: signal_all(signal.SIGCONT)
-
-
-def killed(supervisor: Supervisor, pids: Sequence[int]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """SIGKILL to processes; and the supervisor's start, if it was among them."""
-    again = supervisor.root in pids
-
-    def end() -> None:
-        if again:
-            supervisor.start()
-
-    return lambda: supervisor.kill(pids), end
-
-
-def engine_of(command: Sequence[str]) -> int:
-    """The only process with this command line."""
-    [pid] = running(command)
-    return pid
-
-
-def exists(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from sagectl.client import Client, Engine
-from tests.benchmarks.lab import BIN, Supervisor, eventually, parent_of
+from tests.benchmarks.lab import BIN, PATIENCE, Supervisor, eventually, parent_of, sized
 
 
 class Sagectl(Supervisor):
@@ -51,6 +51,9 @@ class Sagectl(Supervisor):
         found: list[Engine] = eventually(look)
         return found
 
+    def settle(self, count: int) -> None:
+        self.all_active(count)
+
     def stop(self, name: str) -> bool:
         return self.call(str(BIN / "sagectl"), "stop", name)
 
@@ -58,10 +61,13 @@ class Sagectl(Supervisor):
         return parent_of(pid)
 
     def close(self) -> None:
-        """A daemon that was killed runs once more: shims without one wait for it."""
-        if self.process is not None and self.process.poll() is not None:
-            self.start()
-            eventually(lambda: self.client.engines() is not None)
+        """In order, because shims outlive their daemon: one that was killed runs once more."""
+        if self.process is not None:
+            if self.process.poll() is not None:
+                self.start()
+                eventually(lambda: self.client.engines() is not None)
+            self.process.terminate()
+            self.process.wait(PATIENCE)
         super().close()
 
 
@@ -72,7 +78,7 @@ def _table(command: Sequence[str]) -> str:
             f"command = {json.dumps(command)}",
             "autostart = true",
             "restart = { delay = 0, limit = 0 }",
-            "stop = { drain = 0, timeout = 5 }",
+            f"stop = {{ drain = 0, timeout = {sized(5, 1)} }}",
         ]
     )
 
@@ -110,6 +116,9 @@ class Supervisord(Supervisor):
             ]
         self.file.write_text("\n".join(lines) + "\n")
 
+    def settle(self, count: int) -> None:
+        eventually((self.home / "socket").exists)
+
     def stop(self, name: str) -> bool:
         return self.call(str(BIN / "supervisorctl"), "-c", str(self.file), "stop", name)
 
@@ -131,6 +140,7 @@ class Circus(Supervisor):
             "[circus]",
             *(f"{name} = ipc://{self.home}/{name}" for name in ("endpoint", "pubsub_endpoint")),
             "statsd = False",
+            f"check_delay = {sized(5, 1)}",  # seconds; 5 is its default
         ]
         for name, words in commands.items():
             lines += [
@@ -145,6 +155,9 @@ class Circus(Supervisor):
                     f"{stream}_stream.filename = {self.logs / name}.{stream}",
                 ]
         self.file.write_text("\n".join(lines) + "\n")
+
+    def settle(self, count: int) -> None:
+        eventually((self.home / "endpoint").exists)
 
     def stop(self, name: str) -> bool:
         endpoint = f"ipc://{self.home}/endpoint"

@@ -2,12 +2,12 @@
 
 Both write "PID NANOSECONDS\n" into FIFO when they are ready to be looked at, as `engine.c` does.
 
-stubborn: ends at SIGTERM itself, but has two children that ignore it, as workers of an engine do that wait for
-their GPU: one in its process group, one that called setsid.
+stubborn: ends at SIGTERM itself, but has two children that ignore it, as workers do that wait for their GPU:
+one in its process group, one that called setsid.
 
-chatty: from the first SIGUSR1 to the next it writes 1000 numbered lines a second to its standard output, and keeps
-in COUNTER.ID how many the kernel took. ID is its first instruction's time, and leads each line. A closed pipe ends
-it by SIGPIPE, as it does most programs.
+chatty: from the first SIGUSR1 to the next it writes 900 kB a second in numbered lines to its standard output,
+and keeps in COUNTER.ID how many of them the kernel took. ID says when the instance began and leads each line.
+A closed pipe ends it by SIGPIPE, as it does most programs.
 """
 
 from __future__ import annotations
