@@ -13,6 +13,7 @@ from sagectl.shim.channel import Loop
 from sagectl.shim.files import lock_alone, read_json, write_file, write_json
 from sagectl.shim.launch import LaunchError, start
 from sagectl.shim.log import Log
+from sagectl.shim.orders import check_launch, generation_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ class Engine:
     # --- Start ---
 
     def launch(self, order: dict[str, Any], notify: str) -> None:
-        """Start it, unless anything of the last one lives: the guard against doubles is here."""
-        generation = order["generation"]
+        """Start it, unless anything of the last one lives: the guard against doubles is here.
+
+        Raises ValueError where no generation is told, which a refusal would have to name.
+        """
+        generation = generation_of(order)
         self.look()
         if generation == self.generation:
             return  # asked again by a daemon that lost its connection; hello has told what became of it
@@ -67,6 +71,7 @@ class Engine:
             self.refuse(generation, f"busy: a process holds {self.directory}/tree.lock", errno.EBUSY)
             return
         try:
+            check_launch(order)
             self._start(order, notify, lock)
         except LaunchError as error:
             self.refuse(generation, error.text, error.number)
@@ -83,8 +88,12 @@ class Engine:
         env[tree.MARKER.decode()] = f"{self.name}:{order['generation']}:{self.directory}"
         user = order.get("user")
         if user and os.geteuid() == 0:
-            os.chmod(".", 0o711)
-            os.chown("log.fifo", user[0], -1)
+            try:
+                os.chmod(".", 0o711)
+                os.chown("log.fifo", user[0], -1)
+            except OSError as error:  # a user that its namespace does not know, say
+                text = f"cannot give {self.directory}/log.fifo to user {user[0]}: {error.strerror}"
+                raise LaunchError(text, error.errno) from error
         out = os.open("log.fifo", os.O_RDWR | os.O_CLOEXEC)  # its own: the engine may set O_NONBLOCK on it
         try:
             now, wall = time.monotonic(), time.time()
