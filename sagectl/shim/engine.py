@@ -10,7 +10,7 @@ import time
 
 from sagectl.shim import shared, tree
 from sagectl.shim.channel import Loop
-from sagectl.shim.files import lock_alone, read_json, write_file, write_json
+from sagectl.shim.files import lock_alone, read_json, sound, write_file, write_json
 from sagectl.shim.launch import LaunchError, start
 from sagectl.shim.log import Log
 from sagectl.shim.orders import check_launch, generation_of
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 
 VERSION = 1
 IDENTITY = ("pid", "starttime", "boot_id", "started", "started_wall", "log_position")
+STARTED: dict[str, tuple[type, ...]] = {  # what a record must have to be of use
+    **{key: (int,) for key in ("generation", "pid", "starttime", "log_position", "uid")},
+    "boot_id": (str,),
+    "started": (int, float),
+    "started_wall": (int, float),
+}
+EXIT: dict[str, tuple[type, ...]] = {
+    "generation": (int,),
+    "boot_id": (str,),
+    "code": (int, type(None)),
+    "signal": (int, type(None)),
+    "oom": (bool,),
+}
+LATEST = 1e11  # seconds; a time beyond it is none
 STRANGERS = 0.25  # seconds between looks at a tree whose ends nobody tells us
 TRACKED = 2.0  # seconds that Python's resource trackers are given to clean up after what we kill
 
@@ -148,10 +162,11 @@ class Engine:
         What cannot be verified is not it. Processes that carry the mark without a record of their
         start are a tree without a main process.
         """
-        started, noted = read_json("started.json"), read_json("exit.json")
+        started, noted = sound(read_json("started.json"), STARTED), sound(read_json("exit.json"), EXIT)
         self.occupied = self.adopted = True
         self.oom_before = tree.oom_kills()
-        if started.get("boot_id") == self.boot_id and set(started).issuperset((*IDENTITY, "generation")):
+        times = [started.get(key, -1.0) for key in ("started", "started_wall")]
+        if started.get("boot_id") == self.boot_id and all(0 <= moment < LATEST for moment in times):
             self.started, self.generation = started, started["generation"]
             self.main_since, self.ready = started["starttime"], bool(started.get("ready"))
             self._adopt_main(started["pid"])
@@ -168,7 +183,7 @@ class Engine:
     def _adopt_main(self, pid: int) -> None:
         try:
             pidfd = os.pidfd_open(pid)  # first open, then verify: from here on it cannot be another
-        except OSError:
+        except (OSError, OverflowError):
             return
         if tree.start_time(pid) == self.main_since:
             self.main, self.main_fd = pid, pidfd

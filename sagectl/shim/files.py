@@ -39,6 +39,11 @@ def read_json(path: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def sound(record: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The record, if each of these keys is of one of these types (true is no integer); else {}."""
+    return record if all(key in record and type(record[key]) in kinds[key] for key in kinds) else {}
+
+
 def lock_alone(path: str, wait: float = 0.0) -> int:
     """A descriptor of `path` that holds its lock. Raises BlockingIOError where another keeps it."""
     deadline = time.monotonic() + wait

@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,12 @@ class LoneShim:
     def alive(self) -> bool:
         return not tree.has_ended(self.pidfd)
 
+    def ended(self) -> bool:
+        """It has ended, or does so soon."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(PATIENCE * 1000))
+
     def crash(self) -> str:
         """What it left of a crash."""
         path = self.directory / "shim.crash"
@@ -199,18 +206,16 @@ class LoneShim:
             self.empty()
             wire, _ = self.talk()
             wire.send(op="end")
-            ended = select.poll()
-            ended.register(self.pidfd, select.POLLIN)
-            assert ended.poll(PATIENCE * 1000)
+            assert self.ended()
             wire.close()
         os.close(self.pidfd)
         self.control.close()
         self.zygote.wait(PATIENCE)
 
 
-def eventually_gone(shim: LoneShim) -> None:
-    """Wait until no process carries the engine's mark."""
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what no event announces."""
     deadline = time.monotonic() + PATIENCE
-    while shim.marked():
-        assert time.monotonic() < deadline, shim.marked()
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import resource
+import signal
+import socket
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +21,7 @@ from hypothesis import strategies as st
 from sagectl.shim import tree
 from sagectl.shim.channel import packed
 from tests.integration.process_support import SLEEP
-from tests.integration.shim_support import LoneShim, mutated, values
+from tests.integration.shim_support import LoneShim, eventually, mutated, values
 
 HELLO = {
     "op": str,
@@ -27,6 +33,14 @@ HELLO = {
     "ready": bool,
     "log": dict,
     "adopted": bool,
+}
+IDENTITY = {
+    "pid": int,
+    "starttime": int,
+    "boot_id": str,
+    "started": int | float,
+    "started_wall": int | float,
+    "log_position": int,
 }
 BOUNDED = settings(
     max_examples=300,
@@ -235,3 +249,79 @@ def test_no_launch_ends_the_shim_or_starts_what_it_does_not_know(shim: LoneShim)
         assert shim.marked() == {}
 
     anything()
+
+
+# --- What a shim finds when it takes over, and what its engine says ------------------------------------
+
+
+def replace_shim(shim: LoneShim) -> dict[str, Any]:
+    """Kill the shim and have another take over; its hello."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(shim.pid, signal.SIGKILL)
+    assert shim.ended()
+    wire = shim.make("adopt")
+    wire.close()
+    return shim.expect_alive()
+
+
+def damaged(record: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """The file's content with something wrong in it."""
+    return st.binary(max_size=30) | (mutated(record, most=3) | values).map(
+        lambda value: json.dumps(value).encode()
+    )
+
+
+@pytest.mark.parametrize("file", ["started.json", "exit.json", "../../../chat.log.state"])
+def test_a_damaged_record_does_not_keep_a_shim_from_its_engine(shim: LoneShim, file: str) -> None:
+    shim.launch("/bin/false")
+    wire, _ = shim.talk()
+    assert wire.say(packed({"op": "pids", "id": 1}))  # its exit is noted
+    started = shim.launch(*SLEEP)
+    path = shim.directory / file
+    right = path.read_bytes()
+
+    @settings(BOUNDED, max_examples=80)
+    @given(damaged(json.loads(right)))
+    def anything(text: bytes) -> None:
+        path.write_bytes(text)
+        hello = replace_shim(shim)
+        assert type(hello["generation"]) is int
+        assert hello["exit"] is None or type(hello["exit"]["code"]) in (int, type(None))
+        if hello["engine"]:
+            assert all(isinstance(hello["engine"][key], kind) for key, kind in IDENTITY.items())
+            assert hello["engine"]["pid"] == started["pid"]
+        else:
+            assert hello["left"] == 1
+        assert list(shim.marked()) == [started["pid"]]
+
+    anything()
+    path.write_bytes(right)
+
+
+def test_whatever_an_engine_notifies_is_passed_on_or_dropped(shim: LoneShim) -> None:
+    relay = "import os, socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    relay += "l = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); l.bind(sys.argv[1])\n"
+    relay += "while True: s.sendto(l.recv(65536), os.environ['NOTIFY_SOCKET'])"
+    mouth = str(shim.home / "mouth")
+    shim.launch(sys.executable, "-I", "-S", "-c", relay, mouth)
+    said = st.binary(max_size=60) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))
+    fields = st.lists(st.sampled_from(["READY=1", "STOPPING=1", "STATUS=\0", "=", "A=b", "MAINPID=0"]))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        eventually(lambda: (shim.home / "mouth").exists())
+        wire, _ = shim.talk()
+
+        @settings(BOUNDED, max_examples=100)
+        @given(said | fields.map("\n".join).map(str.encode), st.integers(0, 1000))
+        def anything(datagram: bytes, number: int) -> None:
+            line.sendto(datagram, mouth)
+            line.sendto(b"ECHO=%d" % number, mouth)
+            answers = []
+            while not answers or answers[-1] != {"ECHO": str(number)}:
+                message = wire.receive()
+                assert message, shim.expect_alive()
+                assert message["op"] == "notify"
+                answers.append(message["fields"])
+            assert all(isinstance(text, str) for one in answers for text in (*one, *one.values()))
+
+        anything()
+        wire.close()
