@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERSION = 1
 IDENTITY = ("pid", "starttime", "boot_id", "started", "started_wall", "log_position")
 STARTED: dict[str, tuple[type, ...]] = {  # what a record must have to be of use
-    **{key: (int,) for key in ("generation", "pid", "starttime", "log_position", "uid")},
+    **{key: (int,) for key in ("generation", "pid", "starttime", "log_position")},
     "boot_id": (str,),
     "started": (int, float),
     "started_wall": (int, float),

@@ -129,7 +129,7 @@ class Shim:
     def _trusts(self, pid: int, uid: int) -> bool:
         """A process of the tree; one that has ended meanwhile (systemd-notify) counts by its user."""
         if tree.process_stat(pid) is None:
-            return uid == int(self.engine.started["uid"])
+            return uid == self.engine.started.get("uid")
         return self.engine.contains(pid)
 
     # --- The daemon ---
