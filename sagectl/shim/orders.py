@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 
+from sagectl.shim.files import LARGEST
 from sagectl.shim.launch import LaunchError
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ def whole(value: object, low: int, high: int) -> bool:
 def generation_of(message: dict[str, Any]) -> int:
     """The start that a message is about. Raises ValueError."""
     value = message.get("generation")
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= LARGEST:
         raise ValueError("no generation")
     return value
 
@@ -48,7 +49,7 @@ def context_of(message: dict[str, Any]) -> dict[str, Any]:
 def number_of(message: dict[str, Any]) -> int | None:
     """The number of a question. Raises ValueError."""
     value = message.get("id")
-    if value is not None and type(value) is not int:
+    if value is not None and (type(value) is not int or not 0 <= value <= LARGEST):
         raise ValueError("no number")
     return value
 
