@@ -50,17 +50,15 @@ def start(order: dict[str, Any], env: dict[str, str], out: int, lock: int) -> in
     step = "work in the directory of its shim"
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        step = "set its limits"
-        for name, (soft, hard) in (order.get("rlimits") or {}).items():
-            if name == "nofile":  # read by many programs at their start; and enough for the shim too
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         step = f"enter the working directory {order['cwd']}"
         os.chdir(order["cwd"])
         step = f"run {order['argv'][0]}"
         path = find_program(order["argv"][0], env.get("PATH", os.defpath))
         os.set_inheritable(lock, True)
         user = order.get("user") if os.geteuid() == 0 else None
-        with _real_user(user):
+        step, program = "set its limits", step
+        with _open_files(order), _real_user(user):
+            step = program
             pid = os.posix_spawn(
                 path,
                 order["argv"],
@@ -98,6 +96,22 @@ def find_program(name: str, path: str) -> str:
 
 
 @contextlib.contextmanager
+def _open_files(order: dict[str, Any]) -> Iterator[None]:
+    """Make its limit of open files ours for a moment: many programs read theirs as soon as they start."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (order.get("rlimits") or {}).get("nofile", before)
+    if (soft, hard) == before:
+        yield
+        return
+    # Without privileges, a hard limit that was lowered could not be raised again: `_adjust` does that part.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(hard, before[1])))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
 def _real_user(user: list[Any] | None) -> Iterator[None]:
     """Make this our real user for a moment; the child of a spawn with `resetids` is then that user alone."""
     if user is None:
@@ -120,8 +134,7 @@ def _adjust(order: dict[str, Any], pid: int) -> None:
     """What may as well reach the engine an instant after its start; a refusal here stops nothing."""
     try:
         for name, (soft, hard) in (order.get("rlimits") or {}).items():
-            if name != "nofile":
-                resource.prlimit(pid, LIMITS[name], (soft, hard))
+            resource.prlimit(pid, LIMITS[name], (soft, hard))
         if order.get("oom_score_adjust") is not None:
             with open(f"/proc/{pid}/oom_score_adj", "w") as file:
                 file.write(str(order["oom_score_adjust"]))

@@ -89,7 +89,7 @@ class Supervised:
         self._order: LaunchOrder | None = None  # until it is answered
         self._killing = False
         self._backlog: list[dict[str, Any]] = []
-        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._asked: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
         self._questions = 0
 
     # --- Orders ---
@@ -143,7 +143,7 @@ class Supervised:
                 self.shim.reach()
 
     async def ask(self, op: str, seconds: float) -> dict[str, Any] | None:
-        """The shim's answer to a question; None where none comes in time."""
+        """The shim's answer to a question; None where none comes in time, or its connection is lost."""
         self._questions += 1
         number = self._questions
         if not self.shim.send({"op": op, "id": number}):
@@ -285,6 +285,9 @@ class Supervised:
 
     def lost(self) -> bool:
         """The connection is gone, and perhaps the shim with it."""
+        for question in self._asked.values():
+            if not question.done():
+                question.set_result(None)
         if self.releasing:
             self.releasing = False
             self.shim.forget()
