@@ -44,7 +44,7 @@ SPEC = EngineSpec(
     mode=Mode.SERVE,
     group="chat",
     model="org/m",
-    options=LlmOptions(max_model_len=5, extra_args=("--x", "ü"), limits={"a": 1}),
+    options=LlmOptions(max_model_len=5, extra_args=("--x", "ü"), quotas={"a": 1}),
     python="/usr/bin/python3",
     port=8001,
     default_port=8001,
@@ -232,7 +232,7 @@ def test_a_declaration_is_shown_with_the_tomls_own_keys() -> None:
         "tensor_parallel_size": 1,
         "temperature": 1.0,
         "extra_args": ["--x", "ü"],
-        "limits": {"a": 1},
+        "quotas": {"a": 1},
     }
 
 
@@ -241,5 +241,5 @@ def test_a_flat_declaration_has_the_dotted_keys_of_origins() -> None:
     assert flat["restart.delay"] == 2.0
     assert flat["env.A"] == "1"
     assert flat["probe.http"] == "/health"
-    assert flat["limits"] == {"a": 1}
+    assert flat["quotas"] == {"a": 1}
     assert not any(isinstance(flat.get(key), dict) for key in ("restart", "probe", "stop", "env", "labels"))
