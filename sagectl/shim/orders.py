@@ -80,10 +80,17 @@ def _is_user(value: object) -> bool:
 def _are_limits(value: object) -> bool:
     if not isinstance(value, dict):
         return value is None
-    return all(
-        isinstance(pair, list) and len(pair) == 2 and all(whole(number, -1, (1 << 63) - 1) for number in pair)
-        for pair in value.values()
-    )
+    return all(_is_limit(pair) for pair in value.values())
+
+
+def _is_limit(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(whole(number, -1, (1 << 63) - 1) for number in value)
+
+
+def _are_cpus(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(whole(number, 0, 8191) for number in value)
 
 
 LAUNCH: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -94,5 +101,7 @@ LAUNCH: dict[str, tuple[Callable[[Any], bool], str]] = {
     "nice": (lambda value: value is None or whole(value, -20, 19), "from -20 to 19"),
     "oom_score_adjust": (lambda value: value is None or whole(value, -1000, 1000), "from -1000 to 1000"),
     "rlimits": (_are_limits, "pairs of a soft and a hard limit"),
+    "nofile": (lambda value: value is None or _is_limit(value), "a soft and a hard limit"),
+    "cpu_affinity": (lambda value: value is None or _are_cpus(value), "numbers of CPUs"),
     "context": (lambda value: value is None or isinstance(value, dict), "an object"),
 }

@@ -94,7 +94,8 @@ class Shim:
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.loop.watch(self.notify.fileno(), self._on_notify)
 
-    def _close_sockets(self) -> None:
+    def close_sockets(self) -> None:
+        """Stop listening."""
         for sock in (self.listener, self.notify):
             self.loop.unwatch(sock.fileno())
             sock.close()
@@ -245,7 +246,7 @@ class Shim:
             if not os.path.exists("log.fifo"):
                 self._open_fifo()
             if not os.path.exists("shim.sock"):
-                self._close_sockets()
+                self.close_sockets()
                 self._open_sockets()
             self.engine.write_records()
         except OSError as error:

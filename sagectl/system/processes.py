@@ -96,7 +96,7 @@ class Processes:
         self._log_dir = Path(os.path.abspath(log_dir))
         self._sink = events
         self._log_limits = {"max_bytes": log_max_bytes, "keep": log_keep}
-        self._limits = {"nofile": nofile or resource.getrlimit(resource.RLIMIT_NOFILE)}
+        self._nofile = nofile or resource.getrlimit(resource.RLIMIT_NOFILE)
         self._engines: dict[str, Supervised] = {}
         self._held: list[Callable[[], None]] | None = None  # events during adoption
         self._zombies: dict[tuple[int, int], float] = {}
@@ -138,8 +138,7 @@ class Processes:
 
     def launch(self, name: str, order: LaunchOrder) -> None:
         """Start a process. → spawned or spawn_failed; later exited."""
-        limits = {**self._limits, **order.rlimits}
-        self._engine(name).launch(replace(order, rlimits=limits))
+        self._engine(name).launch(replace(order, nofile=order.nofile or self._nofile))
 
     def signal(self, name: str, generation: int, signum: int) -> None:
         """Signal the main process alone, if it is still of this generation."""
