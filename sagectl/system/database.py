@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 import time
@@ -29,15 +28,11 @@ _PATIENCE = 0.1  # seconds for somebody else's lock; the event loop waits
 _ROOM = "make room on its file system"
 _RIGHTS = "see to the owner and the mode of its directory, and to its file system"
 _OTHERS = "see who else has it open"
-_REMEDIES = {
-    sqlite3.SQLITE_FULL: _ROOM,
-    sqlite3.SQLITE_BUSY: _OTHERS,
-    sqlite3.SQLITE_LOCKED: _OTHERS,
-}
+_LEAST_ROOM = 64 << 10  # bytes; the smallest file that SQLite reads with has 32 KiB
 _FOR_NOW = frozenset(
     (
         *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
-        *(sqlite3.SQLITE_CANTOPEN, *_REMEDIES),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
     )
 )
 """Codes that tell of the place where the database lies, and nothing about what is in it."""
@@ -61,16 +56,28 @@ class Unusable(Exception):
         self.passing = passing
 
 
-def judged(error: Exception) -> Damaged | Unusable:
+def judged(error: Exception, path: Path) -> Damaged | Unusable:
     """What an error of SQLite or the system means for the database."""
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return Unusable(error.strerror or str(error), _ROOM if full else _RIGHTS)
+        return Unusable(error.strerror or str(error), _remedy(path))
     code = getattr(error, "sqlite_errorcode", -1) & 0xFF
     if code not in _FOR_NOW:
         return Damaged(str(error))
-    remedy = _REMEDIES.get(code, _RIGHTS)
-    return Unusable(str(error), remedy, passing=code in _REMEDIES)
+    others = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    full = code == sqlite3.SQLITE_FULL
+    remedy = _OTHERS if others else _ROOM if full else _remedy(path)
+    return Unusable(str(error), remedy, passing=others or full)
+
+
+def _remedy(path: Path) -> str:
+    """SQLite says no more than `disk I/O error`, or that it cannot open the file, of full disks too."""
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return _RIGHTS
+    if found.f_flag & os.ST_RDONLY:
+        return "its file system is read-only, see why and remount it"
+    return _ROOM if found.f_bavail * found.f_frsize < _LEAST_ROOM else _RIGHTS
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -79,7 +86,7 @@ def connect(path: Path) -> sqlite3.Connection:
         _make_private(path)
         db = sqlite3.connect(path, timeout=_PATIENCE)
     except (OSError, sqlite3.Error) as error:
-        raise judged(error) from error
+        raise judged(error, path) from error
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
@@ -93,7 +100,7 @@ def connect(path: Path) -> sqlite3.Connection:
         raise
     except sqlite3.Error as error:
         db.close()
-        raise judged(error) from error
+        raise judged(error, path) from error
     return db
 
 

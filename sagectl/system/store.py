@@ -63,7 +63,7 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(os.path.abspath(path))
-        self._failure: str | None = None
+        self._failure: Damaged | Unusable | None = None
         self._lost: str | None = None
         self._engines: dict[str, StoredEngine] = {}
         self._overrides: dict[str, bool] = {}
@@ -87,12 +87,23 @@ class Store:
 
         A write that failed is forgotten once one succeeds, a database that was set aside never is.
         """
-        return self._failure or self._lost
+        if self._failure is None:
+            return self._lost
+        return (
+            f"the state database {self.path} cannot be written ({self._failure}); the daemon goes on from "
+            "memory and tries again, and what changes until then is lost if the daemon ends: "
+            f"{self._failure.remedy}"
+        )
 
     @property
-    def failing(self) -> bool:
-        """What changes is kept in memory alone for now."""
-        return self._failure is not None
+    def failure(self) -> Damaged | Unusable | None:
+        """Why what changes is kept in memory alone for now; None where it is not."""
+        return self._failure
+
+    @property
+    def lost(self) -> str | None:
+        """The part of `trouble` that is never forgotten: what became of an earlier database."""
+        return self._lost
 
     # --- engines and overrides
 
@@ -179,7 +190,7 @@ class Store:
         try:
             return [Entry(*row) for row in self._db.execute(query, values)]
         except sqlite3.Error as error:
-            self._failed(database.judged(error))
+            self._failed(database.judged(error, self.path))
             return []
 
     # --- writing
@@ -195,7 +206,7 @@ class Store:
         Args:
             at_once: also where a write failed less than a second ago.
         """
-        if not (self.dirty or self.failing):
+        if not self.dirty and self._failure is None:
             return True
         if time.monotonic() < self._retry_at and not at_once:
             return False
@@ -208,7 +219,7 @@ class Store:
             self._write()
             self._size = self.path.stat().st_size
         except (sqlite3.Error, OSError) as error:
-            self._failed(database.judged(error))
+            self._failed(database.judged(error, self.path))
             return False
         except (Damaged, Unusable) as error:
             self._failed(error)
@@ -294,7 +305,7 @@ class Store:
                 self._facts[key] = json.loads(text)
             newest = db.execute("SELECT max(id) FROM events").fetchone()[0]
         except (sqlite3.Error, ValueError, TypeError) as error:
-            raise database.judged(error) from error
+            raise database.judged(error, self.path) from error
         self._next_id = max(self._next_id, (newest or 0) + 1)
 
     def _do_without(
@@ -302,7 +313,7 @@ class Store:
     ) -> sqlite3.Connection:
         """Go on from what can be read of the file (or is `instead` of it), and leave it as it is."""
         self._inode = 0
-        self._failure = self._unwritten(why)
+        self._failure = why
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if instead is None and (copy := database.copied(self.path)) is not None:
             try:
@@ -314,12 +325,6 @@ class Store:
         if instead is None:
             self._skip_ids()
         return instead or database.in_memory()
-
-    def _unwritten(self, why: Damaged | Unusable) -> str:
-        return (
-            f"the state database {self.path} cannot be written ({why}); the daemon goes on from memory and "
-            f"tries again, and what changes until then is lost if the daemon ends: {why.remedy}"
-        )
 
     def _skip_ids(self) -> None:
         """Go on with event ids that nobody has seen yet."""
@@ -396,7 +401,7 @@ class Store:
         try:
             return database.set_aside(self.path)
         except OSError as error:
-            raise database.judged(error) from error
+            raise database.judged(error, self.path) from error
 
     def _failed(self, why: Damaged | Unusable) -> None:
         if isinstance(why, Damaged):
@@ -404,6 +409,6 @@ class Store:
             self._db = self._rebuild(why)
             return
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        self._failure = self._unwritten(why)
+        self._failure = why
         if self._inode and not why.passing:
             self._let_go()

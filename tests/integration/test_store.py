@@ -229,6 +229,25 @@ def test_a_database_that_is_truncated_under_the_daemon_is_rebuilt_from_memory(tm
     store.close()
 
 
+def test_a_connection_that_broke_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.0)
+    store = Store(tmp_path / "state.db")
+    store.put_engine("e1", "chat", False, {})
+    before = store.add_event("started", "before")
+    assert store.flush()
+    store._db.execute("PRAGMA query_only = ON")  # as where its file system became read-only
+    after = store.add_event("started", "after")
+    assert not store.flush()
+    assert "readonly" in (store.trouble or "")
+    assert store.newest_events(5) == [before, after]
+    assert store.flush()
+    assert store.trouble is None
+    store = reopened(store)
+    assert store.newest_events(5) == [before, after]
+    assert [e.id for e in store.engines()] == ["e1"]
+    store.close()
+
+
 def test_an_empty_file_in_its_place_is_said_and_what_lies_beside_it_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path / "state.db")
     store.put_engine("e1", "chat", False, {})
