@@ -414,6 +414,7 @@ _BY_CODE: Mapping[str, type[errors.SagectlError]] = {
         errors.Conflict,
         errors.Forbidden,
         errors.Unplaceable,
+        errors.Unkept,
     )
 }
 _OWN_MEMBERS = frozenset({"type", "title", "status", "detail", "code", "remedy", "errors"})

@@ -109,6 +109,12 @@ class Unplaceable(SagectlError):
     code = "unplaceable"
 
 
+class Unkept(SagectlError):
+    """It would be forgotten with the daemon, because the state database cannot be written."""
+
+    code = "unkept"
+
+
 class NoDaemon(SagectlError):
     """No daemon answers on the socket."""
 

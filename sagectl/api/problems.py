@@ -21,6 +21,7 @@ STATUS: Mapping[type[errors.SagectlError], HTTPStatus] = {
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.InvalidConfig: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unplaceable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Unkept: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 
 _TITLES: Mapping[str, str] = {
@@ -31,6 +32,7 @@ _TITLES: Mapping[str, str] = {
     "conflict": "Does not fit the engine's state",
     "invalid": "Invalid definition",
     "unplaceable": "Can never run on this machine",
+    "unkept": "It would be forgotten",
 }
 
 

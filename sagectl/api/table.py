@@ -46,7 +46,7 @@ def _define(path: str, summary: str) -> Route:
         {201: "Engine"},
         level=Level.DEFINE,
         takes_body=True,
-        errors=(409, 503),
+        errors=(409, 503, 507),
     )
 
 
@@ -122,14 +122,14 @@ ROUTES = (
         engines.changing(engines.enable),
         "Start it with the daemon",
         level=Level.DEFINE,
-        errors=(409,),
+        errors=(409, 507),
     ),
     _verb(
         "disable",
         engines.changing(engines.disable),
         "Do not start it with the daemon",
         level=Level.DEFINE,
-        errors=(409,),
+        errors=(409, 507),
     ),
     _verb(
         "forget",

@@ -8,7 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from sagectl.config import engines, persist
 from sagectl.config.load import engine_from_body
@@ -22,7 +22,7 @@ from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.supervisor import Supervisor
-from sagectl.errors import Conflict, InvalidConfig, Problem, UnknownEngine
+from sagectl.errors import Conflict, InvalidConfig, Problem, Unkept, UnknownEngine
 from sagectl.plugin import FileQuery
 from sagectl.system.facts import look_at
 from sagectl.system.journal import Journal
@@ -32,6 +32,12 @@ from sagectl.system.store import Store
 log = logging.getLogger("sagectl.control")
 
 PROGRESS_BYTES = 64 << 10
+
+
+class Commit(Protocol):
+    """`Keeper.flush`."""
+
+    def __call__(self, *, at_once: bool = False) -> bool: ...
 
 
 class Control:
@@ -51,13 +57,14 @@ class Control:
         describe: Callable[[], dict[str, Any]],
         ending: Ending,
         startup_detail: Callable[[str], str | None],
-        commit: Callable[[], None],
+        commit: Commit,
     ) -> None:
         """
         Args:
             describe: the daemon's part of `status`.
             startup_detail: engine id → what its newest probe said is missing.
             commit: writes what changed to disk, so that no request is forgotten that was answered.
+                False where the disk refuses it; then it is kept in memory, and tried again.
         """
         self.journal = journal
         self._supervisor = supervisor
@@ -140,14 +147,21 @@ class Control:
         self._commit()
 
     def set_autostart(self, engine: Engine, enabled: bool) -> None:
-        """`enable` and `disable`: a persistent override above the TOML, for a group as a whole."""
+        """`enable` and `disable`: a persistent override above the TOML, for a group as a whole.
+
+        Raises Conflict, and Unkept where it cannot be made persistent.
+        """
         if engine.transient:
             raise Conflict(
                 f"{engine.name} is transient: it has no definition to enable",
                 remedy=f"give it a table in {self._paths.config_file}",
                 facts={"engine": engine.name},
             )
+        before = self._store.overrides().get(engine.name)
         self._store.set_override(engine.name, enabled)
+        if not self._commit(at_once=True):
+            self._store.set_override(engine.name, before)
+            raise self._unkept(f"autostart of {engine.name} cannot be changed")
         spec = replace(engine.spec, autostart=enabled)
         self._supervisor.post(engine.id, ev.SpecReplaced(spec, needs_restart=engine.needs_restart))
         word = "enabled" if enabled else "disabled"
@@ -155,7 +169,10 @@ class Control:
         self._commit()
 
     async def define(self, body: Mapping[str, Any]) -> Engine:
-        """Define a transient engine and start it. Raises InvalidConfig with every wrong field, Conflict."""
+        """Define a transient engine and start it.
+
+        Raises InvalidConfig with every wrong field, Conflict, and Unkept where it would be forgotten.
+        """
         engine_id = self.new_id()
         name = body.get("name", engine_id)
         spec = self._spec_from(str(name), {k: v for k, v in body.items() if k != "name"})
@@ -168,10 +185,22 @@ class Control:
         self._check_definition(spec)
         engine = Engine(id=engine_id, spec=spec, transient=True)
         self._supervisor.add(engine)
+        if not self._commit(at_once=True):
+            refusal = self._unkept(f"{engine.name} is not defined")
+            self._supervisor.post(engine_id, ev.Removed(refusal.detail))
+            raise refusal
         self.journal.record(engine.name, engine.id, "defined", f"{spec.kind} engine, transient")
         self.start_with_dependencies(engine, by_user=True)
         self._commit()
         return self._supervisor.get(engine_id) or engine
+
+    def _unkept(self, what: str) -> Unkept:
+        failure = self._store.failure
+        why = f"the state database {self._store.path} cannot be written ({failure})"
+        return Unkept(
+            f"{what}: it would be forgotten with the daemon, as {why}",
+            remedy=failure.remedy if failure else "",
+        )
 
     def _spec_from(self, name: str, body: Mapping[str, Any]) -> EngineSpec:
         config = self._reloader.config

@@ -353,5 +353,8 @@ def context_of(engine: Engine) -> dict[str, Any]:
 
 def _make_state_dir(path: Path, user: Account | None) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if user is not None:
+    if user is None:
+        return
+    found = path.stat()
+    if (found.st_uid, found.st_gid) != (user.uid, user.gid):  # a read-only file system refuses it anyway
         os.chown(path, user.uid, user.gid)

@@ -11,21 +11,29 @@ from typing import Any
 from sagectl.config import persist
 from sagectl.core.engine import Engine
 from sagectl.plugin import EngineKind
+from sagectl.system.journal import Journal
 from sagectl.system.processes import Processes
-from sagectl.system.store import Store, StoredEngine
+from sagectl.system.store import RETRY_SECONDS, Store, StoredEngine
 
 log = logging.getLogger("sagectl.keeper")
 
 
 class Keeper:
-    """Writes what changed when the event loop turns: after all that had to happen at once, in one commit."""
+    """Writes what changed when the event loop turns: after all that had to happen at once, in one commit.
 
-    def __init__(self, store: Store, boot_id: str) -> None:
+    What the disk refuses is tried again each second, and both its refusal and its end are an event.
+    """
+
+    def __init__(self, store: Store, journal: Journal, boot_id: str) -> None:
         self.processes: Processes | None = None
         self._store = store
+        self._journal = journal
         self._boot_id = boot_id
         self._scheduled = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._told = (store.failure is not None, store.lost)
         self._changed: dict[str, Engine] = {}
+        journal.recorded = self._schedule
 
     def keep(self, engine: Engine) -> None:
         """Note an engine as it is now."""
@@ -43,13 +51,39 @@ class Keeper:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
 
-    def flush(self) -> None:
-        """Commit. What the disk refuses stays in memory and is tried again at the next change."""
+    def flush(self, *, at_once: bool = False) -> bool:
+        """Commit. False where the disk refused that, which leaves it in memory until a later try.
+
+        Args:
+            at_once: also where the disk refused less than a second ago.
+        """
         self._scheduled = False
         for engine in self._changed.values():
             self._write(engine)
         self._changed.clear()
-        self._store.flush()
+        kept = self._store.flush(at_once=at_once)
+        self._tell()
+        if not kept and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._try_again)
+        return kept
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.flush()
+
+    def _tell(self) -> None:
+        before, self._told = self._told, (self._store.failure is not None, self._store.lost)
+        if self._told == before:
+            return
+        (was_failing, lost_before), (failing, lost) = before, self._told
+        if was_failing and not failing:
+            text = "the state database is written again; nothing of what happened meanwhile is missing"
+            log.warning(text)
+            self._journal.record(None, None, "state-recovered", text, "warning")
+        for trouble in (lost if lost != lost_before else None, self._store.trouble if failing else None):
+            if trouble is not None:
+                log.error(trouble)
+                self._journal.record(None, None, "state-trouble", trouble, "error")
 
     def _write(self, engine: Engine) -> None:
         text = persist.dump_engine(engine)

@@ -92,23 +92,43 @@ def locked(paths: Paths, lock: Path) -> Iterator[None]:
     The lock belongs to the open file, so it ends with the process, however that ends.
 
     Raises:
-        DaemonRefusal: another daemon holds it; names its process.
+        DaemonRefusal: another daemon holds it; names its process. Or the lock cannot be made.
     """
     import fcntl
 
-    with open(lock, "a+") as file:
+    file = _open_lock(lock, needed=lock == paths.lock)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            pid = file.read().strip() or "unknown"
-            raise DaemonRefusal(
-                f"another sagectld (process {pid}) runs on {paths.runtime}",
-                remedy="talk to that one with `sagectl`, end it with `sagectl shutdown`, "
-                "or set SAGECTL_HOME to another directory",
-                facts={"pid": pid},
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            raise _taken(paths, lock) from None
+        # The number is for people. Where the disk is full or read-only, the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, 0)
+            os.pwrite(file, b"%d\n" % os.getpid(), 0)
         yield
+    finally:
+        os.close(file)
+
+
+def _open_lock(lock: Path, *, needed: bool) -> int:
+    """A descriptor to lock. Of the directory where the file cannot be written, and is not needed."""
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if needed:
+            raise DaemonRefusal(
+                f"cannot make {lock}: {error.strerror}",
+                remedy="see to the owner and the mode of its directory, and to its file system",
+            ) from error
+    return os.open(lock if lock.is_file() else lock.parent, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _taken(paths: Paths, lock: Path) -> DaemonRefusal:
+    pid = lock.read_text(errors="replace").strip() if lock.is_file() else ""
+    return DaemonRefusal(
+        f"another sagectld (process {pid or 'unknown'}) runs on {paths.runtime}",
+        remedy="talk to that one with `sagectl`, end it with `sagectl shutdown`, "
+        "or set SAGECTL_HOME to another directory",
+        facts={"pid": pid or "unknown"},
+    )

@@ -87,7 +87,7 @@ class Runtime:
         self.boot_id = pidfile.boot_id()
         self.store = Store(paths.database)
         self.journal = Journal(self.store)
-        self.keeper = Keeper(self.store, self.boot_id)
+        self.keeper = Keeper(self.store, self.journal, self.boot_id)
         self.supervisor = Supervisor(now, self.keeper, self.journal)
         self.ending = Ending(self.supervisor, self.journal, unit)
         inherited = environment.base(os.environ)
@@ -272,7 +272,8 @@ class Runtime:
             await self.effects.processes.close()
         self.keeper.processes = None
         self.keeper.flush()
-        self.store.close()
+        if not self.store.close():
+            log.error("what changed since then is lost: %s", self.store.trouble)
 
     # --- Signals and systemd --------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -32,6 +32,8 @@ class Journal:
         self._store = store
         self._recent: deque[Entry] = deque(maxlen=_RECENT)
         self._subscriptions: set[Subscription] = set()
+        self.recorded: Callable[[], None] = lambda: None
+        """Told of every event, so that somebody sees to its being written."""
 
     @property
     def last_id(self) -> int:
@@ -60,6 +62,7 @@ class Journal:
         self._recent.append(entry)
         for subscription in self._subscriptions:
             subscription.wake()
+        self.recorded()
         return entry.id
 
     def tail(self, count: int, engine: str | None = None) -> Sequence[Entry]:

@@ -14,25 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+from sagectl.system import database
+from sagectl.system.database import Damaged, Unusable
+
 KEPT_EVENTS = 10_000
+RETRY_SECONDS = 1.0
+"""How long after a write that failed the next one is tried."""
 _TRIM_EVERY = 256
-_RETRY_SECONDS = 1.0
-_BUSY_MILLISECONDS = 100
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta(version INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS engines(
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, transient INTEGER NOT NULL, json TEXT NOT NULL,
-    updated REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS facts(key TEXT PRIMARY KEY, json TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS overrides(name TEXT PRIMARY KEY, autostart INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS events(
-    id INTEGER PRIMARY KEY, at REAL NOT NULL, engine TEXT, engine_id TEXT, kind TEXT NOT NULL,
-    level TEXT NOT NULL, text TEXT NOT NULL, state TEXT, substate TEXT
-);
-CREATE INDEX IF NOT EXISTS events_of_engine ON events(engine, id);
-"""
 _EVENT_COLUMNS = "id, at, engine, engine_id, kind, level, text, state, substate"
 _event_row = attrgetter(*_EVENT_COLUMNS.split(", "))
 
@@ -65,16 +53,17 @@ class StoredEngine:
 class Store:
     """The state database. Methods change memory at once; `flush` writes and commits what changed.
 
-    It never raises for the database's sake: one that cannot be read is set aside as
-    `NAME.corrupt-TIME` and rebuilt, one that cannot be written is tried again each second while
-    everything goes on in memory. `trouble` says so.
+    It never raises for the database's sake. One that is damaged is set aside as `NAME.corrupt-TIME`
+    and rebuilt. One that cannot be written (no room, read-only, locked by somebody) is left as it is and
+    tried again each second, while everything goes on in memory, from what could be read of it. One that
+    was removed is made again. `trouble` says so.
 
     Not thread safe: one thread, the event loop's.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._failure: str | None = None
+        self.path = Path(os.path.abspath(path))
+        self._failure: Damaged | Unusable | None = None
         self._lost: str | None = None
         self._engines: dict[str, StoredEngine] = {}
         self._overrides: dict[str, bool] = {}
@@ -86,6 +75,10 @@ class Store:
         self._next_id = 1
         self._trimmed_at = 0
         self._retry_at = 0.0
+        self._inode = 0
+        """Of the file that `_db` is; 0 where it is in memory."""
+        self._size = 0
+        """Of that file when we last looked."""
         self._db = self._open()
 
     @property
@@ -94,7 +87,23 @@ class Store:
 
         A write that failed is forgotten once one succeeds, a database that was set aside never is.
         """
-        return self._failure or self._lost
+        if self._failure is None:
+            return self._lost
+        return (
+            f"the state database {self.path} cannot be written ({self._failure}); the daemon goes on from "
+            "memory and tries again, and what changes until then is lost if the daemon ends: "
+            f"{self._failure.remedy}"
+        )
+
+    @property
+    def failure(self) -> Damaged | Unusable | None:
+        """Why what changes is kept in memory alone for now; None where it is not."""
+        return self._failure
+
+    @property
+    def lost(self) -> str | None:
+        """The part of `trouble` that is never forgotten: what became of an earlier database."""
+        return self._lost
 
     # --- engines and overrides
 
@@ -181,7 +190,7 @@ class Store:
         try:
             return [Entry(*row) for row in self._db.execute(query, values)]
         except sqlite3.Error as error:
-            self._failed(error)
+            self._failed(database.judged(error, self.path))
             return []
 
     # --- writing
@@ -191,15 +200,28 @@ class Store:
         """Something waits for `flush`."""
         return bool(self._pending or self._changed_engines or self._changed_overrides or self._changed_facts)
 
-    def flush(self) -> bool:
-        """Write and commit what changed since the last time. False where that did not work (yet)."""
-        if not self.dirty:
+    def flush(self, *, at_once: bool = False) -> bool:
+        """Write and commit what changed since the last time. False where that did not work (yet).
+
+        Args:
+            at_once: also where a write failed less than a second ago.
+        """
+        if not self.dirty and self._failure is None:
             return True
-        if time.monotonic() < self._retry_at:
+        if time.monotonic() < self._retry_at and not at_once:
             return False
         try:
+            if self._inode and not self._is_there():
+                self._let_go()
+                self._lost = f"the state database {self.path} was removed under the daemon; it was made again"
+            if not self._inode:
+                self._attach()
             self._write()
-        except sqlite3.Error as error:
+            self._size = self.path.stat().st_size
+        except (sqlite3.Error, OSError) as error:
+            self._failed(database.judged(error, self.path))
+            return False
+        except (Damaged, Unusable) as error:
             self._failed(error)
             return False
         self._changed_engines.clear()
@@ -209,11 +231,11 @@ class Store:
         self._failure = None
         return True
 
-    def close(self) -> None:
-        """Flush, also when a failed write was due to wait, and close."""
-        self._retry_at = 0.0
-        self.flush()
+    def close(self) -> bool:
+        """Flush, also when a failed write was due to wait, and close. False where something is lost."""
+        kept = self.flush(at_once=True)
         self._db.close()
+        return kept
 
     def _write(self) -> None:
         trim = self._next_id - self._trimmed_at > _TRIM_EVERY
@@ -249,104 +271,144 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            return self._connect(self.path)
-        except (sqlite3.Error, OSError, ValueError) as error:
-            return self._rebuild(str(error))
-
-    def _connect(self, path: Path | str) -> sqlite3.Connection:
-        """Open and load. Raises sqlite3.Error or ValueError where it is no database of ours."""
-        if isinstance(path, Path):
-            _make_private(path)
-        db = sqlite3.connect(path, timeout=1.0)
+            if database.is_empty(self.path):  # SQLite would take it for new, and what lies beside it for old
+                raise Damaged("it is empty: somebody, or a crash of the machine, truncated it")
+            db = self._connect()
+        except Unusable as error:
+            return self._do_without(error)
+        except Damaged as error:
+            return self._rebuild(error)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if check != "ok":
-                raise ValueError(f"it is damaged: {check}")
-            db.executescript(_SCHEMA)
-            self._check_version(db)
             self._load(db)
-            db.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
-        except (sqlite3.Error, ValueError):
+        except (Damaged, Unusable) as error:
             db.close()
-            raise
+            return self._rebuild(error) if isinstance(error, Damaged) else self._do_without(error)
         return db
 
-    @staticmethod
-    def _check_version(db: sqlite3.Connection) -> None:
-        row = db.execute("SELECT version FROM meta").fetchone()
-        if row is None:
-            with db:
-                db.execute("INSERT INTO meta VALUES (?)", (SCHEMA_VERSION,))
-        elif row[0] != SCHEMA_VERSION:
-            raise ValueError(f"it has version {row[0]}, this sagectl writes version {SCHEMA_VERSION}")
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file. Raises Damaged, Unusable."""
+        db = database.connect(self.path)
+        found = self.path.stat()
+        self._inode, self._size = found.st_ino, found.st_size
+        return db
 
     def _load(self, db: sqlite3.Connection) -> None:
-        for engine_id, name, transient, text in db.execute("SELECT id, name, transient, json FROM engines"):
-            data = json.loads(text)
-            if engine_id not in self._engines:
-                self._engines[engine_id] = StoredEngine(engine_id, name, bool(transient), data)
-        for name, autostart in db.execute("SELECT name, autostart FROM overrides"):
-            self._overrides.setdefault(name, bool(autostart))
-        for key, text in db.execute("SELECT key, json FROM facts"):
-            self._facts.setdefault(key, json.loads(text))
-        newest = db.execute("SELECT max(id) FROM events").fetchone()[0]
+        """Raises Damaged, Unusable."""
+        try:
+            for engine_id, name, transient, text in db.execute(
+                "SELECT id, name, transient, json FROM engines"
+            ):
+                self._engines[engine_id] = StoredEngine(engine_id, name, bool(transient), json.loads(text))
+            for name, autostart in db.execute("SELECT name, autostart FROM overrides"):
+                self._overrides[name] = bool(autostart)
+            for key, text in db.execute("SELECT key, json FROM facts"):
+                self._facts[key] = json.loads(text)
+            newest = db.execute("SELECT max(id) FROM events").fetchone()[0]
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise database.judged(error, self.path) from error
         self._next_id = max(self._next_id, (newest or 0) + 1)
 
-    def _rebuild(self, why: str) -> sqlite3.Connection:
-        """Set the database aside, open a fresh one, and write what memory still has into it."""
+    def _do_without(
+        self, why: Damaged | Unusable, instead: sqlite3.Connection | None = None
+    ) -> sqlite3.Connection:
+        """Go on from what can be read of the file (or is `instead` of it), and leave it as it is."""
+        self._inode = 0
+        self._failure = why
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if instead is None and (copy := database.copied(self.path)) is not None:
+            try:
+                self._load(copy)
+            except (Damaged, Unusable):
+                copy.close()
+            else:
+                instead = copy
+        if instead is None:
+            self._skip_ids()
+        return instead or database.in_memory()
+
+    def _skip_ids(self) -> None:
+        """Go on with event ids that nobody has seen yet."""
         # Ids must go on rising, or a client that resumes after an id would miss events. They count
-        # far fewer than one a second, so that the clock is ahead of whatever the lost one had.
+        # far fewer than one a second, so that the clock is ahead of whatever the lost ones were.
         if self._next_id == 1:
             self._next_id = int(time.time())
+
+    def _is_there(self) -> bool:
+        """The file that we write is the one that lies there. Raises Damaged, OSError."""
         try:
-            aside = self._set_aside()
-            db = self._connect(self.path)
-            self._lost = (
-                f"the state database {self.path} could not be read ({why}); it was set aside as {aside}"
-            )
-        except (sqlite3.Error, OSError, ValueError) as error:
-            db = self._connect(":memory:")
-            self._lost = (
-                f"the state database {self.path} cannot be used ({why}; {error}); "
-                "nothing that changes now survives the daemon: check its directory's owner, mode and space"
-            )
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        if found.st_ino == self._inode and found.st_size < self._size:  # SQLite never makes it smaller
+            raise Damaged("it was truncated under the daemon")
+        return found.st_ino == self._inode
+
+    def _let_go(self) -> None:
+        """Close the file, and go on reading from a copy of it.
+
+        Another connection is opened only after that: with the last one SQLite removes the -wal file of
+        this name, whosever that is by then.
+        """
+        copy = database.in_memory()
+        with contextlib.suppress(sqlite3.Error):
+            self._db.backup(copy)
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        self._db, self._inode = copy, 0
+
+    def _attach(self) -> None:
+        """Write into the file, which we had to do without, all that memory has.
+
+        Raises:
+            Damaged, Unusable, OSError, sqlite3.Error.
+        """
+        self._write_everything()
+        self.path.parent.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        new = not self.path.exists()
+        db = database.connect(self.path)
+        try:
+            if new:
+                self._db.backup(db)
+            with db:
+                for engine in self._engines.values():  # a name has one engine, and memory has the newer one
+                    db.execute("DELETE FROM engines WHERE name = ? AND id != ?", (engine.name, engine.id))
+            found = self.path.stat()
+        except (sqlite3.Error, OSError):
+            db.close()
+            raise
+        self._db.close()
+        self._db, self._inode, self._size = db, found.st_ino, found.st_size
+
+    def _write_everything(self) -> None:
         self._changed_engines.update(self._engines)
         self._changed_overrides.update(self._overrides)
         self._changed_facts.update(self._facts)
+
+    def _rebuild(self, why: Damaged) -> sqlite3.Connection:
+        """Set the database aside and open a fresh one; memory is written into it with the next flush."""
+        self._skip_ids()
+        self._write_everything()
+        try:
+            aside = self._set_aside()
+            db = self._connect()
+        except (Damaged, Unusable) as error:
+            self._lost = f"the state database {self.path} could not be read ({why})"
+            return self._do_without(error, database.in_memory())
+        self._lost = f"the state database {self.path} could not be read ({why}); it was set aside as {aside}"
         return db
 
     def _set_aside(self) -> Path:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        aside = self.path.with_name(f"{self.path.name}.corrupt-{stamp}")
-        count = 1
-        while aside.exists():
-            aside = self.path.with_name(f"{self.path.name}.corrupt-{stamp}-{count}")
-            count += 1
-        self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            extra = self.path.with_name(self.path.name + suffix)
-            if extra.exists():
-                extra.rename(aside.with_name(aside.name + suffix))
-        return aside
+        try:
+            return database.set_aside(self.path)
+        except OSError as error:
+            raise database.judged(error, self.path) from error
 
-    def _failed(self, error: sqlite3.Error) -> None:
-        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
-        if damaged:
+    def _failed(self, why: Damaged | Unusable) -> None:
+        if isinstance(why, Damaged):
             self._db.close()
-            self._db = self._rebuild(str(error))
+            self._db = self._rebuild(why)
             return
-        self._retry_at = time.monotonic() + _RETRY_SECONDS
-        self._failure = (
-            f"the state database {self.path} cannot be written ({error}); the daemon goes on from memory "
-            "and tries again: make room on its file system"
-        )
-
-
-def _make_private(path: Path) -> None:
-    """Definitions are nobody else's business. What SQLite puts beside the database gets its mode."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(f"{path}{suffix}", 0o600)
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._failure = why
+        if self._inode and not why.passing:
+            self._let_go()

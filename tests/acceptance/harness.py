@@ -136,6 +136,10 @@ class Daemon:
         self.notified: list[str] = []
         self.events: list[Event] = []
         self._taken: set[int | None] = set()
+        self.program = [str(BIN / "sagectld")]
+        """How `sagectld` is run."""
+        self.places = contextlib.ExitStack()
+        """What else is to be undone once nothing of ours runs any more."""
         self.process: subprocess.Popen[bytes] | None = None
         self.client = Client(self.home / "run" / "sagectl.sock")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -169,7 +173,7 @@ class Daemon:
     def launch(self, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
         """Start `sagectld` and return at once."""
         self.process = subprocess.Popen(
-            [BIN / "sagectld", *arguments],
+            [*self.program, *arguments],
             env={**self.environ, "NOTIFY_SOCKET": str(self.home / "notify"), **environ},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -245,6 +249,7 @@ class Daemon:
         for event in self.events:
             print(event["id"], event["at"], event["engine"], event["kind"], event["text"])
         print(self.daemon_log())
+        self.places.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
     # --- Looking at processes ---

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -110,14 +112,14 @@ def test_a_place_that_cannot_hold_a_database_leaves_memory(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "state.db")
     store.put_engine("e1", "chat", False, {})
-    assert store.flush()
-    assert "cannot be used" in (store.trouble or "")
+    assert not store.flush()
+    assert "cannot be written (Not a directory)" in (store.trouble or "")
     assert [e.id for e in store.engines()] == ["e1"]
-    store.close()
+    assert not store.close()
 
 
 def test_a_full_disk_is_reported_and_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.0)
     store = Store(tmp_path / "state.db")
     store.flush()
     (pages,) = store._db.execute("PRAGMA page_count").fetchone()
@@ -125,13 +127,140 @@ def test_a_full_disk_is_reported_and_made_up_for(tmp_path: Path, monkeypatch: py
     for number in range(100):
         store.add_event("started", f"event {number} " + "x" * 1000)
     assert not store.flush()
-    assert "make room" in (store.trouble or "")
+    assert "make room on its file system" in (store.trouble or "")
     assert len(store.newest_events(1000)) == 100, "read from memory"
     store._db.execute("PRAGMA max_page_count = 100000")
     assert store.flush()
     assert store.trouble is None
     store = reopened(store)
     assert len(store.newest_events(1000)) == 100
+    store.close()
+
+
+def test_a_database_that_another_has_locked_is_left_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.0)
+    store = Store(tmp_path / "state.db")
+    store.put_engine("e1", "chat", False, {})
+    store.put_engine("e2", "embed", False, {})
+    store.set_override("chat", False)
+    before = store.add_event("started", "before")
+    assert store.close()
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    store = Store(tmp_path / "state.db")
+    assert "locked" in (store.trouble or "")
+    assert "who else has it open" in (store.trouble or "")
+    assert {e.id for e in store.engines()} in ({"e1", "e2"}, set()), "read, or not to be read"
+    store.drop_engine("e2")
+    store.put_engine("e1", "chat", False, {"port": 1})
+    after = store.add_event("started", "after")
+    assert not store.flush()
+    assert after.id > before.id
+    other.close()
+    assert store.flush()
+    assert store.trouble is None
+    store = reopened(store)
+    assert [(e.id, e.data) for e in store.engines() if e.id == "e1"] == [("e1", {"port": 1})]
+    assert store.overrides() == {"chat": False}
+    assert store.newest_events(2) == [before, after]
+    assert [path.name for path in tmp_path.glob("*corrupt*")] == []
+    store.close()
+
+
+def test_an_engine_that_got_another_id_meanwhile_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.0)
+    path = tmp_path / "dir" / "state.db"
+    path.parent.mkdir()
+    store = Store(path)
+    store.put_engine("e1", "chat", False, {})
+    store.put_engine("e2", "loose", True, {})
+    store.close()
+    path.parent.rename(tmp_path / "away")
+    path.parent.write_text("")
+    store = Store(path)
+    store.put_engine("e9", "chat", False, {})
+    assert not store.flush()
+    path.parent.unlink()
+    (tmp_path / "away").rename(path.parent)
+    assert store.flush()
+    store = reopened(store)
+    assert {(e.id, e.name) for e in store.engines()} == {("e9", "chat"), ("e2", "loose")}
+    store.close()
+
+
+def test_a_database_that_was_removed_under_the_daemon_is_made_again_with_all_it_had(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    store = Store(tmp_path / "state" / "state.db")
+    store.put_engine("e1", "chat", False, {})
+    first = store.add_event("started", "before")
+    assert store.flush()
+    shutil.rmtree(tmp_path / "state")
+    second = store.add_event("started", "after")
+    assert store.flush()
+    assert "was removed under the daemon" in (store.trouble or "")
+    store = reopened(store)
+    assert [e.id for e in store.engines()] == ["e1"]
+    assert store.newest_events(5) == [first, second]
+    assert store.trouble is None
+    store.close()
+
+
+def test_a_database_that_is_truncated_under_the_daemon_is_rebuilt_from_memory(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    store.put_engine("e1", "chat", False, {})
+    store.set_override("chat", False)
+    before = store.add_event("started", "before").id
+    assert store.flush()
+    os.truncate(store.path, 0)
+    store.add_event("started", "after")
+    assert not store.flush()
+    assert store.flush()
+    assert "truncated under the daemon" in (store.trouble or "")
+    assert list(tmp_path.glob("state.db.corrupt-*"))
+    store = reopened(store)
+    assert [e.id for e in store.engines()] == ["e1"]
+    assert store.overrides() == {"chat": False}
+    assert store.newest_events(1)[0].id > before
+    store.close()
+
+
+def test_a_connection_that_broke_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.0)
+    store = Store(tmp_path / "state.db")
+    store.put_engine("e1", "chat", False, {})
+    before = store.add_event("started", "before")
+    assert store.flush()
+    store._db.execute("PRAGMA query_only = ON")  # as where its file system became read-only
+    after = store.add_event("started", "after")
+    assert not store.flush()
+    assert "readonly" in (store.trouble or "")
+    assert store.newest_events(5) == [before, after]
+    assert store.flush()
+    assert store.trouble is None
+    store = reopened(store)
+    assert store.newest_events(5) == [before, after]
+    assert [e.id for e in store.engines()] == ["e1"]
+    store.close()
+
+
+def test_an_empty_file_in_its_place_is_said_and_what_lies_beside_it_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    store.put_engine("e1", "chat", False, {})
+    store.flush()
+    journal = (tmp_path / "state.db-wal").read_bytes()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "state.db").write_bytes(b"")
+    (copy / "state.db-wal").write_bytes(journal)
+    store.close()
+    store = Store(copy / "state.db")
+    assert "it is empty" in (store.trouble or "")
+    assert [path.read_bytes() for path in copy.glob("*.corrupt-*-wal")] == [journal]
     store.close()
 
 

@@ -21,6 +21,7 @@ from sagectl.api.reply import encode
         (errors.Conflict("x"), 409),
         (errors.InvalidConfig([]), 422),
         (errors.Unplaceable("x"), 503),
+        (errors.Unkept("x"), 507),
         (Rejected(HTTPStatus.REQUEST_TIMEOUT, "x"), 408),
         (errors.SagectlError("x"), 500),
     ],
