@@ -7,8 +7,10 @@ import asyncio
 import logging
 import select
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 
@@ -196,8 +198,10 @@ class Door:
         loop = asyncio.get_running_loop()
         server = self._server or web.Server(self._handler, handler_cancellation=True)
         self._server = server
+        # From 3.13 on asyncio removes the socket's file, which may be another daemon's by then.
+        more: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         self._listening = await loop.create_unix_server(
-            lambda: Connection(self, server, loop), sock=listening, backlog=_BATCH
+            lambda: Connection(self, server, loop), sock=listening, backlog=_BATCH, **more
         )
         listening.listen(_BACKLOG)
 

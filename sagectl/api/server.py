@@ -71,7 +71,7 @@ class ApiServer:
             listening = self._listening = bind(self._path, self._rights.gid)
             self._ours = True
         if self._ours:
-            self._inode = _inode(self._path)
+            self._inode = _inode(self._path) or -1  # removed while it was handed over: `reachable` tells
         await self.door.open(listening)
 
     def handover(self) -> int:

@@ -59,7 +59,9 @@ def start(order: dict[str, Any], env: dict[str, str], out: int, lock: int) -> in
         with _open_files(order.get("nofile")):
             if confined.wanted(order):
                 return confined.spawn(order, path, env, out, lock, DEFAULTS)
-            return _spawn(order, path, env, out, lock)
+            pid = _spawn(order, path, env, out, lock)
+        _cap_files(pid, order.get("nofile"))
+        return pid
     except confined.Refused as error:
         raise LaunchError(error.text, error.number) from error
     except OSError as error:
@@ -115,6 +117,13 @@ def _open_files(wanted: list[int] | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _cap_files(pid: int, wanted: list[int] | None) -> None:
+    """Give the child its hard limit too: ours, once lowered, could not be raised again."""
+    if wanted is not None and resource.getrlimit(resource.RLIMIT_NOFILE)[1] != wanted[1]:
+        with contextlib.suppress(OSError, ValueError):  # higher than ours, or it has ended already
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted[0], wanted[1]))
 
 
 def _lower(one: int, other: int) -> int:
