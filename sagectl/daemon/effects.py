@@ -159,6 +159,10 @@ class Effects:
             cwd=action.plan.cwd or str(state_dir),
             user=None if user is None else (user.uid, user.gid, user.groups),
             context=context_of(engine),
+            rlimits=engine.spec.limits,
+            nice=engine.spec.nice,
+            oom_score_adjust=engine.spec.oom_score_adjust,
+            cpu_affinity=engine.spec.cpu_affinity,
         )
         self._measured.pop(engine.id, None)
         self._shims.launch(engine.name, order)
