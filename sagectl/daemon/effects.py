@@ -15,7 +15,7 @@ from sagectl.core import actions as act
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, Process
 from sagectl.core.events import Event, ProbeRole, Timer
-from sagectl.core.exits import unasked
+from sagectl.core.exits import out_of_memory, unasked
 from sagectl.core.probe import Measurement, advance
 from sagectl.daemon import environment
 from sagectl.daemon.accounts import Account, account
@@ -343,7 +343,7 @@ class Effects:
         )
         report = FailureReport("running" if engine.went_ready else "starting", status, tuple(lines))
         try:
-            return kind.explain(request, report)
+            return kind.explain(request, report) or (out_of_memory(status) if status else None)
         except Exception as error:  # a plugin's fault costs the explanation, not the restart
             text = f"the kind {engine.spec.kind!r} failed to explain: {type(error).__name__}: {error}"
             self._note(engine.name, "plugin-error", text, "error")
