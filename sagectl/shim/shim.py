@@ -128,6 +128,7 @@ class Shim:
     # --- Output and notifications ---
 
     def _on_output(self) -> None:
+        self.engine.remember()
         for fifo in self.fifos:
             for _ in range(16):  # then let others have a turn
                 try:
@@ -216,6 +217,7 @@ class Shim:
         """Replaces what started.json keeps for the daemon."""
         self.engine.note(context=context_of(message))
         self.engine.note_shared()  # sent when its state changes: it is ready now, say
+        self.engine.members()
 
     def op_measure(self, message: dict[str, Any]) -> None:
         """→ measured: what the whole tree uses."""

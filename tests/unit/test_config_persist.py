@@ -96,7 +96,7 @@ ENGINE = Engine(
     ready_since=7.0,
     outcome=Outcome(Sub.SIGNAL, "killed"),
     diagnosis=Diagnosis("sum", "rem", False),
-    last_exit=ExitStatus(signal=9, oom_kill=True),
+    last_exit=ExitStatus(signal=9, oom_kill=True, oom_detail="process 7 (x)"),
     starts=(1.0, 2.5),
     backoff_until=8.0,
     waiting_for=("embed",),
@@ -164,8 +164,11 @@ def test_what_was_stored_before_engines_had_limits_is_read_as_without() -> None:
     stored = json.loads(dump_engine(ENGINE))
     for key in ("limits", "nice", "oom_score_adjust", "cpu_affinity"):
         del stored["spec"][key]
+    del stored["last_exit"]["oom_detail"]
     bare = replace(SPEC, limits={}, nice=None, oom_score_adjust=None, cpu_affinity=None)
-    assert load_engine(json.dumps(stored), KINDS) == replace(ENGINE, spec=bare)
+    assert load_engine(json.dumps(stored), KINDS) == replace(
+        ENGINE, spec=bare, last_exit=ExitStatus(signal=9, oom_kill=True)
+    )
 
 
 def without(key: str) -> str:
