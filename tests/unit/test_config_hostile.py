@@ -32,7 +32,10 @@ RIGHT: dict[str, dict[str, Any]] = {
 texts = st.text(max_size=6) | st.sampled_from(
     ["{port}", "{", "1s", "5GiB", "40%", "--port", "../x", "/x", "\0"]
 )
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True, allow_infinity=True) | texts
+huge = st.sampled_from([10**400, -(10**400)])
+scalars = (
+    st.none() | st.booleans() | st.integers() | huge | st.floats(allow_nan=True, allow_infinity=True) | texts
+)
 values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.just("http"), inner, max_size=3),
