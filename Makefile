@@ -3,6 +3,8 @@
 # make vllm-env                        the environment for that, about 4 GB; prints its interpreter
 # make test                            every test there is
 # make test-fast                       without those that need torch and transformers
+# make test-boot                       sagectl on a Debian that systemd boots, in a container; needs root
+#                                      (SAGECTL_BOOT_SUITE=trixie for a newer one)
 # make soak [STEPS=5000]               random mishaps for half an hour: a thousand daemons are killed
 # make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter
@@ -27,7 +29,7 @@ BACKEND ?= transformers
 STEPS ?= 5000
 ARGS ?=
 
-.PHONY: help up vllm-env test test-fast soak bench lint format clean
+.PHONY: help up vllm-env test test-fast test-boot soak bench lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -51,6 +53,12 @@ test:
 test-fast:
 	@$(ENVS) dev >/dev/null; \
 	.venv/bin/python -m pytest -m "not heavy" $(ARGS)
+
+# Without root, debootstrap and systemd-nspawn it says so and succeeds: there is nothing to boot here.
+test-boot:
+	@$(ENVS) dev >/dev/null; \
+	tree=$$("$(PYTHON)" etc/make/boot.py) || { [ $$? = 3 ] && exit 0; exit 1; }; \
+	SAGECTL_BOOT_TREE="$$tree" .venv/bin/python -m pytest tests/boot $(ARGS)
 
 soak:
 	@$(ENVS) dev >/dev/null; \

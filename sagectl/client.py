@@ -225,6 +225,13 @@ class Client:
         """Stop every engine, then the daemon. Returns at once."""
         self._json("POST", f"{_API}/shutdown")
 
+    def reexec(self) -> None:
+        """Have the daemon go on with the code that is installed now. Returns when that begins.
+
+        Engines keep running; requests made meanwhile wait. Raises Conflict where that code cannot be loaded.
+        """
+        self._json("POST", f"{_API}/daemon-reexec")
+
     # --- Following -------------------------------------------------------------------------------
 
     def events(

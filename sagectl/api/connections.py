@@ -7,8 +7,10 @@ import asyncio
 import logging
 import select
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 
@@ -25,6 +27,8 @@ _BATCH = 16
 """Connections accepted per turn of the loop. Each is read before `Limits.connections` more arrive, so
 a flood of silent ones does not drive out one that asks something."""
 _BACKLOG = 1024
+_HEARING = 0.1
+"""Seconds that new connections have to ask something when the daemon ends."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -35,6 +39,7 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_door",
         "_peer",
+        "asked",
         "busy",
         "first_byte",
         "half_closed",
@@ -59,6 +64,7 @@ class Connection(web.RequestHandler):
         self._peer: Peer | None = None
         self.line: asyncio.Transport | None = None
         self.busy = False
+        self.asked = False
         self.half_closed = False
         self.last = False
         self.streaming = False
@@ -105,7 +111,7 @@ class Connection(web.RequestHandler):
 
     def begin(self) -> None:
         """A request is complete, and handled from now on."""
-        self.busy = True
+        self.busy = self.asked = True
         self.streaming = False
         self.first_byte = None
 
@@ -192,8 +198,10 @@ class Door:
         loop = asyncio.get_running_loop()
         server = self._server or web.Server(self._handler, handler_cancellation=True)
         self._server = server
+        # From 3.13 on asyncio removes the socket's file, which may be another daemon's by then.
+        more: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         self._listening = await loop.create_unix_server(
-            lambda: Connection(self, server, loop), sock=listening, backlog=_BATCH
+            lambda: Connection(self, server, loop), sock=listening, backlog=_BATCH, **more
         )
         listening.listen(_BACKLOG)
 
@@ -206,6 +214,7 @@ class Door:
     async def close(self) -> None:
         """End every connection, after at most `Limits.farewell` seconds for answers under way."""
         self.stop_accepting()
+        await self._hear_out()
         for connection in list(self.connections):
             if not connection.busy:
                 self._drop(connection)
@@ -218,6 +227,13 @@ class Door:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    async def _hear_out(self) -> None:
+        """Who has just connected is about to ask: it gets its answer, not a connection that was reset."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _HEARING
+        while loop.time() < end and any(not c.asked and not c.busy for c in self.connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)  # their bytes arrive on the loop
 
     def admit(self, connection: Connection) -> bool:
         """Count it in; where there are too many, at the cost of the one that is silent longest."""

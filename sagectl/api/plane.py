@@ -47,6 +47,12 @@ async def shutdown(call: Call) -> web.StreamResponse:
     return reply({"stopping": True}, HTTPStatus.ACCEPTED)
 
 
+async def reexec(call: Call) -> web.StreamResponse:
+    """POST daemon-reexec."""
+    await asyncio.shield(asyncio.ensure_future(call.service.control.reexec()))
+    return reply({"reexecuting": True}, HTTPStatus.ACCEPTED)
+
+
 async def healthz(call: Call) -> web.StreamResponse:
     """GET /healthz."""
     return reply({"status": "ok"})

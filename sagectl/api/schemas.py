@@ -174,6 +174,7 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "Stopping": _object({"stopping": FLAG}),
+    "Reexecuting": _object({"reexecuting": FLAG}),
     "Health": _object({"status": TEXT}),
     "OpenApi": ANY_OBJECT,
     "Problem": _PROBLEM,

@@ -39,7 +39,8 @@ class ApiServer:
     Args:
         owner_uid: the daemon's own user, who may do everything, as root may.
         group: `[daemon] group`, whose members may look, start and stop.
-        listening: an already bound socket (socket activation) instead of a new one at `socket_path`.
+        listening: an already bound socket instead of a new one at `socket_path`.
+        ours: that one is to be removed in the end (an earlier image of this daemon made it).
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class ApiServer:
         owner_uid: int,
         group: str | None,
         listening: socket.socket | None = None,
+        ours: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self._path = socket_path
         self._rights = Rights(owner_uid, group, group_id(group))
         self._listening = listening
+        self._ours = ours
         self._inode: int | None = None
         self._limits = limits or Limits()
         self._router = Router(ROUTES)
@@ -65,9 +68,17 @@ class ApiServer:
         """Bind and accept. Raises DaemonRefusal where the socket cannot be made."""
         listening = self._listening
         if listening is None:
-            listening = bind(self._path, self._rights.gid)
-            self._inode = os.stat(self._path).st_ino
+            listening = self._listening = bind(self._path, self._rights.gid)
+            self._ours = True
+        if self._ours:
+            self._inode = _inode(self._path) or -1  # removed while it was handed over: `reachable` tells
         await self.door.open(listening)
+
+    def handover(self) -> int:
+        """A descriptor of the listening socket, which then outlives `stop`; who connects meanwhile waits."""
+        assert self._listening is not None
+        self._inode = None
+        return os.dup(self._listening.fileno())
 
     def reachable(self) -> bool:
         """The socket that was made is still where clients look for it."""
@@ -76,8 +87,9 @@ class ApiServer:
     async def reopen(self) -> None:
         """Make the socket again; connections go on. Raises DaemonRefusal."""
         listening = bind(self._path, self._rights.gid)
-        self._inode = os.stat(self._path).st_ino
+        self._inode = _inode(self._path)
         self.door.stop_accepting()
+        self._listening = listening
         await self.door.open(listening)
 
     async def stop(self) -> None:

@@ -84,6 +84,15 @@ ROUTES = (
         level=Level.DEFINE,
     ),
     Route(
+        "POST",
+        f"{_API}/daemon-reexec",
+        plane.reexec,
+        "Go on with the sagectl that is installed now; engines keep running",
+        {202: "Reexecuting"},
+        level=Level.DEFINE,
+        errors=(409,),
+    ),
+    Route(
         "GET",
         _ENGINES,
         engines.list_engines,

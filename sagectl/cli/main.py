@@ -35,7 +35,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         "explain": "describe",
     },
     "Configuration": {"check": "configuration", "reload": "configuration", "kinds": "configuration"},
-    "Daemon and shell": {"shutdown": "shutdown", "completion": "completion"},
+    "Daemon and shell": {
+        "daemon-reexec": "reexec",
+        "shutdown": "shutdown",
+        "completion": "completion",
+    },
 }
 """Which module of this package holds which verb; as `--help` groups them."""
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sagectl.config.names import did_you_mean, is_secret
 from sagectl.config.options import options_of
-from sagectl.config.schema import DECLARED, ENGINE_KEYS, EXCLUSIVE, PROBE_CHOICES, EngineTable, Table
+from sagectl.config.schema import DECLARED, ENGINE_KEYS, EXCLUSIVE, PROBE_CHOICES, EngineTable, Table, keys_of
 from sagectl.config.sections import Origin, Report, Section, merge
 from sagectl.config.units import describe
 from sagectl.config.wording import Fault, faults
@@ -97,11 +97,11 @@ def check_nested(section: Section, table: type[Table], report: Report, path: tup
 def _known(section: Section, values: Any, table: type[Table], report: Report, path: tuple[str, ...]) -> Any:
     if not isinstance(values, Mapping):
         return values
-    kept = {}
+    kept, known = {}, keys_of(table)
     for key, value in values.items():
-        model = table.model_fields.get(key)
+        model = known.get(key)
         if model is None:
-            remedy = did_you_mean(key, table.model_fields) or f"known are {', '.join(table.model_fields)}"
+            remedy = did_you_mean(key, known) or f"known are {', '.join(known)}"
             report.error(section, (*path, key), "unknown key", remedy)
             continue
         inner = model.annotation
@@ -253,6 +253,10 @@ def specs(
         default_port=kind.default_port if listens(section, checked.options, kind, report) else None,
         gpu_ids=_gpu_ids(table, kind),
         user=table.user,
+        limits=table.limits.given,
+        nice=table.nice,
+        oom_score_adjust=table.oom_score_adjust,
+        cpu_affinity=table.cpu_affinity,
         autostart=table.autostart,
         priority=Priority(table.priority),
         depends_on=tuple(dict.fromkeys(table.depends_on)),

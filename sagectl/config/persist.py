@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
+from sagectl.config import limits
 from sagectl.config.names import is_secret
 from sagectl.config.options import options_for, options_of
 from sagectl.core.engine import (
@@ -98,7 +99,8 @@ def spec_to_json(spec: EngineSpec) -> dict[str, Any]:
         values[name] = _plain(values[name])
     values["options"] = _options(spec)
     values["env"] = {key: LEFT_OUT if is_secret(key) else text for key, text in spec.env.items()}
-    values["labels"], values["declared"] = dict(spec.labels), dict(spec.declared)
+    for name in ("labels", "limits", "declared"):
+        values[name] = dict(values[name])
     values["probe_choice"] = _probe_to_json(spec.probe_choice)
     return values
 
@@ -168,6 +170,10 @@ def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]])
     values["mode"], values["priority"] = Mode(values["mode"]), Priority(values["priority"])
     values["depends_on"] = tuple(values["depends_on"])
     values["gpu_ids"] = None if values["gpu_ids"] is None else tuple(values["gpu_ids"])
+    # Engines that were stored by an earlier version have neither.
+    values["limits"] = {name: _pair(pair) for name, pair in values.get("limits", {}).items()}
+    cpus = values.get("cpu_affinity")
+    values["cpu_affinity"] = None if cpus is None else tuple(cpus)
     values["probe_choice"] = _probe_from_json(values["probe_choice"])
     restart = dict(values["restart"])
     values["restart"] = RestartPolicy(**{**restart, "policy": RestartWhen(restart["policy"])})
@@ -179,6 +185,13 @@ def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]])
         made, wrong = options.validate(known)
         values["options"] = values["options"] if wrong else made
     return _checked(EngineSpec, values)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    soft, hard = value
+    if not isinstance(soft, int) or not isinstance(hard, int):
+        raise TypeError("a limit is no number")
+    return soft, hard
 
 
 def _checked(cls: type[_T], values: dict[str, Any]) -> _T:
@@ -251,6 +264,10 @@ def public_spec(spec: EngineSpec) -> dict[str, Any]:
         "depends_on": list(spec.depends_on),
         "python": spec.python,
         "user": spec.user,
+        "limits": limits.shown(spec.limits),
+        "nice": spec.nice,
+        "oom_score_adjust": spec.oom_score_adjust,
+        "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
         "env": {key: MASK if is_secret(key) or text == LEFT_OUT else text for key, text in spec.env.items()},
         "env_file": spec.env_file,
         "labels": dict(spec.labels),
@@ -266,7 +283,7 @@ def flat_spec(spec: EngineSpec) -> dict[str, Any]:
     """`public_spec` with dotted keys (`restart.delay`), as `Config.origins` has them."""
     flat: dict[str, Any] = {}
     for key, value in public_spec(spec).items():
-        if key in ("restart", "probe", "stop", "env", "labels"):
+        if key in ("restart", "probe", "stop", "limits", "env", "labels"):
             flat.update((f"{key}.{inner}", one) for inner, one in value.items())
         else:
             flat[key] = value

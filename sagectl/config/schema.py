@@ -4,10 +4,21 @@ where they can be compared with the known ones."""
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from sagectl.config.limits import (
+    Pair,
+    as_bytes,
+    as_count,
+    as_microseconds,
+    as_seconds,
+    parse_cpus,
+    parse_limit,
+    up_to,
+)
 from sagectl.config.names import REFERENCE, SET_BY_US, is_variable
 from sagectl.config.units import (
     SIZE_REMEDY,
@@ -151,6 +162,10 @@ def _gpu_ids(value: Any) -> Any:
     return value
 
 
+def _limit(one: Callable[[Any], int]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse_limit(value, one))
+
+
 def _restart_table(value: Any) -> Any:
     if isinstance(value, str | bool):
         word = value if isinstance(value, str) else ("on-failure" if value else "no")
@@ -229,6 +244,39 @@ class StopTable(Table):
     signal: Annotated[int, BeforeValidator(parse_signal)] = 15
 
 
+Bytes = Annotated[Pair | None, _limit(as_bytes)]
+Number = Annotated[Pair | None, _limit(as_count)]
+
+
+class LimitsTable(Table):
+    """`limits = {…}`: the kernel's limits of each process, (soft, hard), -1 for unlimited.
+
+    In bytes, but for numbers of files, processes and signals, `cpu` in seconds, `rttime` in
+    microseconds, and the ceilings of priorities: `nice` 0 to 40, which stands for 20 - nice, `rtprio`.
+    Not among them is what Linux ignores (rss).
+    """
+
+    as_: Bytes = Field(default=None, alias="as")
+    core: Bytes = None
+    cpu: Annotated[Pair | None, _limit(as_seconds)] = None
+    data: Bytes = None
+    fsize: Bytes = None
+    memlock: Bytes = None
+    msgqueue: Bytes = None
+    nice: Annotated[Pair | None, _limit(up_to(40))] = None
+    nofile: Number = None
+    nproc: Number = None
+    rtprio: Annotated[Pair | None, _limit(up_to(99))] = None
+    rttime: Annotated[Pair | None, _limit(as_microseconds)] = None
+    sigpending: Number = None
+    stack: Bytes = None
+
+    @property
+    def given(self) -> dict[str, Pair]:
+        """Those that were written, by the names that they were written with."""
+        return {name: pair for name, pair in self.model_dump(by_alias=True).items() if pair is not None}
+
+
 class EngineTable(Table):
     """The keys of `[engines.NAME]` that every kind has."""
 
@@ -252,10 +300,19 @@ class EngineTable(Table):
     env: dict[Annotated[str, BeforeValidator(_variable_name)], String] = {}
     env_file: Text | None = None
     user: Text | None = None
+    limits: LimitsTable = LimitsTable()
+    nice: Annotated[int, Field(ge=-20, le=19)] | None = None
+    oom_score_adjust: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    cpu_affinity: Annotated[tuple[int, ...] | None, BeforeValidator(parse_cpus)] = None
     python: Text | None = None
     restart: Annotated[RestartTable, BeforeValidator(_restart_table)] = RestartTable()
     probe: ProbeTable = ProbeTable()
     stop: StopTable = StopTable()
+
+
+def keys_of(table: type[Table]) -> dict[str, Any]:
+    """The keys of a table as they are written, with what pydantic knows of each."""
+    return {field.alias or name: field for name, field in table.model_fields.items()}
 
 
 ENGINE_KEYS = frozenset(EngineTable.model_fields)

@@ -126,6 +126,8 @@ class EngineSpec:
     name: `chat`, or `chat@1` for a replica of `group` `chat`.
     port: None where the user left the choice to us, or the kind does not listen.
     options: the kind's options, an instance of its frozen dataclass.
+    limits: (soft, hard) by the lower-case name behind RLIMIT_, -1 for unlimited; what is not there
+        stays as the daemon has it, as do `nice`, `oom_score_adjust` and the CPUs where they are None.
     env: the user's own variables; values that look like secrets are never persisted or shown.
     declared: engine-level keys that this version validates and carries but does not act on yet.
     """
@@ -142,6 +144,10 @@ class EngineSpec:
     default_port: int | None = None
     gpu_ids: tuple[int, ...] | None = None
     user: str | None = None
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    nice: int | None = None
+    oom_score_adjust: int | None = None
+    cpu_affinity: tuple[int, ...] | None = None
     autostart: bool = False
     priority: Priority = Priority.NORMAL
     depends_on: tuple[str, ...] = ()

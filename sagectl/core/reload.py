@@ -24,6 +24,10 @@ _LAUNCH = frozenset(
         "port",
         "gpu_ids",
         "user",
+        "limits",
+        "nice",
+        "oom_score_adjust",
+        "cpu_affinity",
         "env_file",
         "probe_choice",
     }
@@ -128,7 +132,7 @@ def _differing(name: str, old: EngineSpec, new: EngineSpec) -> tuple[str, ...]:
     before, after = getattr(old, name), getattr(new, name)
     if before == after:
         return ()
-    if name in ("env", "labels"):
+    if name in ("env", "labels", "limits"):
         return tuple(f"{name}.{key}" for key in _different(before, after))
     if name == "declared":
         return _different(before, after)

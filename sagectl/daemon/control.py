@@ -18,6 +18,7 @@ from sagectl.core import dependencies
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, State, Sub
 from sagectl.core.reload import ReloadPlan
+from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.supervisor import Supervisor
@@ -54,14 +55,13 @@ class Control:
         paths: Paths,
         reloader: Reloader,
         describe: Callable[[], dict[str, Any]],
-        end: Callable[[], None],
+        ending: Ending,
         startup_detail: Callable[[str], str | None],
         commit: Commit,
     ) -> None:
         """
         Args:
             describe: the daemon's part of `status`.
-            end: begins the daemon's shutdown.
             startup_detail: engine id → what its newest probe said is missing.
             commit: writes what changed to disk, so that no request is forgotten that was answered.
                 False where the disk refuses it; then it is kept in memory, and tried again.
@@ -73,7 +73,7 @@ class Control:
         self._paths = paths
         self._reloader = reloader
         self._describe = describe
-        self._end = end
+        self._ending = ending
         self._startup_detail = startup_detail
         self._commit = commit
 
@@ -259,7 +259,14 @@ class Control:
 
     def shutdown(self) -> None:
         """Stop every engine, then the daemon. Returns at once; the daemon ends when all are down."""
-        self._end()
+        self._ending.end()
+
+    async def reexec(self) -> None:
+        """Go on with the code that is installed now, engines running. Raises Conflict where it is broken.
+
+        Returns at once after it was tried; the daemon answers again when the new code is up.
+        """
+        await self._ending.renew()
 
     # --- Telling --------------------------------------------------------------------------------
 

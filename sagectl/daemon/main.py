@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -16,6 +18,7 @@ from sagectl.config.paths import Paths, prepare, resolve
 from sagectl.errors import DaemonRefusal, InvalidConfig, SagectlError
 from sagectl.system import requirements
 from sagectl.system.start_zygote import start_zygote
+from sagectl.system.unit import FIRST_DESCRIPTOR, HANDOVER, this_unit
 
 log = logging.getLogger("sagectld")
 
@@ -46,13 +49,18 @@ def main(config_file: Path | None, verbose: bool) -> None:
         prepare(paths)
         # Two locks: the runtime directory may be removed under us, and that must not let a second one in.
         with locked(paths, paths.lock), locked(paths, paths.state / "sagectl.lock"):
-            zygote = start_zygote(paths.runtime)
+            unit = this_unit()
+            zygote = start_zygote(paths.runtime, unit)
             # Only now, so that these large imports and the zygote's own run side by side.
             import asyncio
 
             from sagectl.daemon.runtime import serve
 
-            asyncio.run(serve(paths, zygote, explicit=config_file is not None))
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            handover = asyncio.run(serve(paths, zygote, unit, explicit=config_file is not None))
+            if handover is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)  # engines get what we were started with
+                become(handover)
     except InvalidConfig as error:
         for problem in error.problems:
             click.echo(f"{problem.severity}: {problem}", err=True)
@@ -63,6 +71,18 @@ def main(config_file: Path | None, verbose: bool) -> None:
     except SagectlError as error:
         click.echo(f"sagectld: {error}", err=True)
         sys.exit(FAILURE)
+
+
+def become(listening: int) -> NoReturn:
+    """Replace this process's code by what is installed now; its id, and so its place in systemd, stays.
+
+    Args:
+        listening: the API's socket, on which clients wait meanwhile.
+    """
+    os.dup2(listening, FIRST_DESCRIPTOR)
+    os.set_inheritable(FIRST_DESCRIPTOR, True)  # dup2 does nothing where it has this number already
+    given = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": HANDOVER}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | given)
 
 
 @contextlib.contextmanager

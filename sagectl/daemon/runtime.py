@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import sagectl
 from sagectl.config.load import Config, load
-from sagectl.config.paths import Paths, prepare
+from sagectl.config.paths import Paths
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, Moment, State, Sub
 from sagectl.core.exits import unasked
@@ -23,6 +23,8 @@ from sagectl.core.times import counted, rfc3339
 from sagectl.daemon import environment
 from sagectl.daemon.control import Control
 from sagectl.daemon.effects import Effects, World
+from sagectl.daemon.ending import Ending
+from sagectl.daemon.guard import Guard
 from sagectl.daemon.keeper import Keeper, read_row
 from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.reloading import Reloader
@@ -34,6 +36,7 @@ from sagectl.system.journal import Journal
 from sagectl.system.processes import Known, Processes
 from sagectl.system.start_zygote import Started
 from sagectl.system.store import Store
+from sagectl.system.unit import Unit, inherited_socket
 
 if TYPE_CHECKING:
     from sagectl.api.server import ApiServer
@@ -48,9 +51,12 @@ PREFLIGHTS_SECONDS = 0.3
 """How long the control API may wait for the first launches to be under way."""
 
 
-async def serve(paths: Paths, zygote: Started, *, explicit: bool) -> None:
-    """Run the daemon on these paths until it is told to end. Raises InvalidConfig, DaemonRefusal."""
-    await Runtime(paths, zygote, explicit=explicit).run()
+async def serve(paths: Paths, zygote: Started, unit: Unit | None, *, explicit: bool) -> int | None:
+    """Run the daemon on these paths until it is told to end. Raises InvalidConfig, DaemonRefusal.
+
+    Returns a descriptor of the API's socket where this process is to go on with newly installed code.
+    """
+    return await Runtime(paths, zygote, unit, explicit=explicit).run()
 
 
 def now() -> Moment:
@@ -61,19 +67,19 @@ def now() -> Moment:
 class Runtime:
     """One run of the daemon."""
 
-    def __init__(self, paths: Paths, zygote: Started, *, explicit: bool) -> None:
+    def __init__(self, paths: Paths, zygote: Started, unit: Unit | None, *, explicit: bool) -> None:
         """
         Args:
+            unit: the systemd service that we are of.
             explicit: the configuration was named, so that its absence is an error.
         """
         self.paths = paths
         self._zygote = zygote
         self._explicit = explicit
-        self._ending = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._unit = unit
         self._degraded: tuple[str, ...] = ()
         self._api: ApiServer | None = None
-        self._unreachable = ""
+        self._guard: Guard | None = None
         self._started = time.monotonic()
         self._started_wall = time.time()
         self.kinds = plugins.discover()
@@ -83,6 +89,7 @@ class Runtime:
         self.journal = Journal(self.store)
         self.keeper = Keeper(self.store, self.journal, self.boot_id)
         self.supervisor = Supervisor(now, self.keeper, self.journal)
+        self.ending = Ending(self.supervisor, self.journal, unit)
         inherited = environment.base(os.environ)
         self.preflight = Preflight(
             paths, self.by_name, inherited, self._ports_of_others, self.supervisor.assign_port
@@ -102,7 +109,7 @@ class Runtime:
             paths,
             self.reloader,
             self.describe,
-            self.end,
+            self.ending,
             self.effects.prober.last_detail,
             self.keeper.flush,
         )
@@ -123,18 +130,28 @@ class Runtime:
 
     # --- Up, on, down ---------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Come up, serve until told to end, go down. Raises InvalidConfig, DaemonRefusal at the start."""
+    async def run(self) -> int | None:
+        """Come up, serve until told to end, go down; as `serve`."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.end)
+        loop.add_signal_handler(signal.SIGTERM, self.ending.asked_by_signal)
+        loop.add_signal_handler(signal.SIGINT, self.ending.end)
         settings = await self._come_up()
         # The engines' way up goes on in their shims, while this process imports aiohttp, its largest part.
         await self.supervisor.until(self._all_launched, PREFLIGHTS_SECONDS)
         from sagectl.api.server import ApiServer
 
-        api = ApiServer(self.control, self.paths.socket, owner_uid=os.geteuid(), group=settings.daemon.group)
+        given, ours = inherited_socket(self.paths.socket, os.environ) or (None, False)
+        api = ApiServer(
+            self.control,
+            self.paths.socket,
+            owner_uid=os.geteuid(),
+            group=settings.daemon.group,
+            listening=given,
+            ours=ours,
+        )
         await api.start()
+        assert self.effects.processes is not None
+        self._guard = Guard(self.paths, self.journal, api, self.effects.processes)
         self.reloader.applied = self._reloaded
         self._api = api
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
@@ -143,14 +160,17 @@ class Runtime:
         log.info("ready: %s, socket %s", engines, self.paths.socket)
         sdnotify.ready(self._summary())
         try:
-            await self._ending.wait()
-            await self._bring_down()
+            await self.ending.begun.wait()
+            await self.reloader.close()
+            await self.ending.bring_down()
+            handover = api.handover() if self.ending.renewing else None
         finally:
             status.cancel()
             await asyncio.gather(status, return_exceptions=True)
             await api.stop()
             await self._close()
-        log.info("all engines are down")
+        log.info("the engines go on" if self.ending.leaving else "all engines are down")
+        return handover
 
     async def _come_up(self) -> Config:
         log_settings, config, problem = self._read_configuration()
@@ -161,6 +181,7 @@ class Runtime:
             log_max_bytes=log_settings.daemon.log_max_size,
             log_keep=log_settings.daemon.log_keep,
             zygote=self._zygote,
+            unit=self._unit,
         )
         # The zygote, and all engines through it, keep the limits that the daemon was started with.
         await processes.open()
@@ -242,35 +263,8 @@ class Runtime:
             if engine is not None and engine.spec.autostart:
                 self.control.start_with_dependencies(engine, by_user=False)
 
-    def end(self) -> None:
-        """Begin the shutdown; asked for a second time, stop waiting for requests in flight."""
-        if self._ending.is_set():
-            log.warning("asked again: no longer waiting for requests in flight")
-            self._hurry.set()
-            for engine in self.supervisor:
-                self.supervisor.post(engine.id, ev.StopRequested(drain=0, why="the daemon ends", hold=True))
-            return
-        log.info("stopping all engines")
-        self._ending.set()
-
-    async def _bring_down(self) -> None:
-        sdnotify.stopping("stopping engines")
-        await self.reloader.close()
-        stop = ev.StopRequested(why="the daemon ends", hold=True)
-        for engine in self.supervisor:
-            self.supervisor.post(engine.id, stop)
-        while not await self.supervisor.until(self._all_down, STATUS_SECONDS):
-            left = [engine.name for engine in self.supervisor if not _is_down(engine)]
-            sdnotify.stopping(f"waiting for {', '.join(left)}")
-            sdnotify.extend_timeout(
-                max(e.spec.stop.drain + e.spec.stop.timeout for e in self.supervisor) + 10
-            )
-
     def _all_launched(self) -> bool:
         return not any(engine.sub is Sub.PREFLIGHT for engine in self.supervisor)
-
-    def _all_down(self) -> bool:
-        return all(_is_down(engine) for engine in self.supervisor)
 
     async def _close(self) -> None:
         await self.effects.close()
@@ -298,27 +292,6 @@ class Runtime:
             self.journal.record(None, None, "config-moved", text, "warning")
         self.store.set_fact(CONFIG_FILE, {"path": path, "read": path in config.files})
 
-    async def _guard_runtime(self) -> None:
-        """Make the runtime directory again where somebody removed it: nobody could reach us any more."""
-        if self._api is None or self._api.reachable() or self._ending.is_set():
-            return
-        try:
-            prepare(self.paths)
-            await self._api.reopen()
-        except (SagectlError, OSError) as error:
-            text = f"{self.paths.socket} was removed and cannot be made again: {error}"
-            if text != self._unreachable:
-                self._unreachable = text
-                log.error(text)
-                self.journal.record(None, None, "socket-lost", text, "error")
-            return
-        self._unreachable = ""
-        if self.effects.processes is not None:
-            self.effects.processes.renew()
-        text = f"somebody removed {self.paths.socket}; it is there again"
-        log.warning(text)
-        self.journal.record(None, None, "socket-renewed", text, "warning")
-
     def _reload_by_signal(self) -> None:
         self._reloading = asyncio.get_running_loop().create_task(self._reload(), name="reload")
 
@@ -339,7 +312,8 @@ class Runtime:
         told = ""
         while True:
             await asyncio.sleep(STATUS_SECONDS if interval is None else min(STATUS_SECONDS, interval / 2))
-            await self._guard_runtime()
+            if self._guard is not None and not self.ending.begun.is_set():
+                await self._guard.look()
             fields = {"WATCHDOG": "1"} if interval is not None else {}
             if (text := self._summary()) != told:
                 fields["STATUS"] = told = text
@@ -349,7 +323,7 @@ class Runtime:
     def _summary(self) -> str:
         states = [engine.state for engine in self.supervisor]
         counts = [f"{states.count(state)} {state}" for state in State if states.count(state)]
-        return f"{len(states)} engines: {', '.join(counts)}" if counts else "no engines"
+        return f"{counted(len(states), 'engine', 'engines')}: {', '.join(counts)}" if counts else "no engines"
 
     # --- Telling --------------------------------------------------------------------------------
 
@@ -371,12 +345,8 @@ class Runtime:
                 for b in self.kinds.broken
             ],
             "trouble": self.store.trouble,
-            "stopping": self._ending.is_set(),
+            "stopping": self.ending.begun.is_set(),
         }
-
-
-def _is_down(engine: Engine) -> bool:
-    return engine.state in (State.INACTIVE, State.FAILED)
 
 
 def _raise_open_files() -> None:

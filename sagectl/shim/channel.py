@@ -13,12 +13,51 @@ if TYPE_CHECKING:
     from typing import Any
 
 SEND_LIMIT = 1 << 20  # unsent bytes at which a daemon that does not read is hung up on
+MESSAGE_LIMIT = 128 << 20  # far above what the kernel takes as arguments and environment
+DEEPEST = 64  # levels of nesting; the JSON module's own limit depends on who calls it
 
 
 def packed(message: dict[str, Any]) -> bytes:
     """A message as it travels: JSON after its length in 4 bytes."""
     data = json.dumps(message).encode()
     return struct.pack(">I", len(data)) + data
+
+
+def take(buffer: bytearray) -> dict[str, Any] | None:
+    """Remove the first message from the buffer; None while it is not complete.
+
+    Raises ValueError for what is no message: nothing after it can be one either.
+    """
+    if len(buffer) < 4:
+        return None
+    size = struct.unpack_from(">I", buffer)[0]
+    if size > MESSAGE_LIMIT:
+        raise ValueError("too long")
+    if len(buffer) < size + 4:
+        return None
+    text = bytes(buffer[4 : size + 4])
+    del buffer[: size + 4]
+    try:
+        message = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(message, dict) or _is_deep(message):
+        raise ValueError("no object, or nested too deeply")
+    return message
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 class Loop:
@@ -110,15 +149,12 @@ class Channel:
             self.close()
             return
         self.incoming += data
-        while len(self.incoming) >= 4:
-            size = struct.unpack_from(">I", self.incoming)[0] + 4
-            if len(self.incoming) < size:
-                return
-            text = bytes(self.incoming[4:size])
-            del self.incoming[:size]
+        while True:
             try:
-                message = json.loads(text)
+                message = take(self.incoming)
             except ValueError:
                 self.close()
+                return
+            if message is None:
                 return
             yield message

@@ -10,9 +10,10 @@ import time
 
 from sagectl.shim import shared, tree
 from sagectl.shim.channel import Loop
-from sagectl.shim.files import lock_alone, read_json, write_file, write_json
+from sagectl.shim.files import lock_alone, read_json, sound, write_file, write_json
 from sagectl.shim.launch import LaunchError, start
 from sagectl.shim.log import Log
+from sagectl.shim.orders import check_launch, generation_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 VERSION = 1
 IDENTITY = ("pid", "starttime", "boot_id", "started", "started_wall", "log_position")
+STARTED: dict[str, tuple[type, ...]] = {  # what a record must have to be of use
+    **{key: (int,) for key in ("generation", "pid", "starttime", "log_position")},
+    "boot_id": (str,),
+    "started": (int, float),
+    "started_wall": (int, float),
+}
+EXIT: dict[str, tuple[type, ...]] = {
+    "generation": (int,),
+    "boot_id": (str,),
+    "code": (int, type(None)),
+    "signal": (int, type(None)),
+    "oom": (bool,),
+}
+LATEST = 1e11  # seconds; a time beyond it is none
 STRANGERS = 0.25  # seconds between looks at a tree whose ends nobody tells us
 TRACKED = 2.0  # seconds that Python's resource trackers are given to clean up after what we kill
 
@@ -53,8 +68,11 @@ class Engine:
     # --- Start ---
 
     def launch(self, order: dict[str, Any], notify: str) -> None:
-        """Start it, unless anything of the last one lives: the guard against doubles is here."""
-        generation = order["generation"]
+        """Start it, unless anything of the last one lives: the guard against doubles is here.
+
+        Raises ValueError where no generation is told, which a refusal would have to name.
+        """
+        generation = generation_of(order)
         self.look()
         if generation == self.generation:
             return  # asked again by a daemon that lost its connection; hello has told what became of it
@@ -67,6 +85,7 @@ class Engine:
             self.refuse(generation, f"busy: a process holds {self.directory}/tree.lock", errno.EBUSY)
             return
         try:
+            check_launch(order)
             self._start(order, notify, lock)
         except LaunchError as error:
             self.refuse(generation, error.text, error.number)
@@ -83,8 +102,12 @@ class Engine:
         env[tree.MARKER.decode()] = f"{self.name}:{order['generation']}:{self.directory}"
         user = order.get("user")
         if user and os.geteuid() == 0:
-            os.chmod(".", 0o711)
-            os.chown("log.fifo", user[0], -1)
+            try:
+                os.chmod(".", 0o711)
+                os.chown("log.fifo", user[0], -1)
+            except OSError as error:  # a user that its namespace does not know, say
+                text = f"cannot give {self.directory}/log.fifo to user {user[0]}: {error.strerror}"
+                raise LaunchError(text, error.errno) from error
         out = os.open("log.fifo", os.O_RDWR | os.O_CLOEXEC)  # its own: the engine may set O_NONBLOCK on it
         try:
             now, wall = time.monotonic(), time.time()
@@ -152,10 +175,11 @@ class Engine:
         What cannot be verified is not it. Processes that carry the mark without a record of their
         start are a tree without a main process.
         """
-        started, noted = read_json("started.json"), read_json("exit.json")
+        started, noted = sound(read_json("started.json"), STARTED), sound(read_json("exit.json"), EXIT)
         self.occupied = self.adopted = True
         self.oom_before = tree.oom_kills()
-        if started.get("boot_id") == self.boot_id and set(started).issuperset((*IDENTITY, "generation")):
+        times = [started.get(key, -1.0) for key in ("started", "started_wall")]
+        if started.get("boot_id") == self.boot_id and all(0 <= moment < LATEST for moment in times):
             self.started, self.generation = started, started["generation"]
             self.main_since, self.ready = started["starttime"], bool(started.get("ready"))
             self._adopt_main(started["pid"])
@@ -172,7 +196,7 @@ class Engine:
     def _adopt_main(self, pid: int) -> None:
         try:
             pidfd = os.pidfd_open(pid)  # first open, then verify: from here on it cannot be another
-        except OSError:
+        except (OSError, OverflowError):
             return
         if tree.start_time(pid) == self.main_since:
             self.main, self.main_fd = pid, pidfd

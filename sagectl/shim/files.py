@@ -13,6 +13,8 @@ TYPE_CHECKING = False  # as typing's, without the price of importing it into eve
 if TYPE_CHECKING:
     from typing import Any
 
+LARGEST = 1 << 60  # numbers beyond are none that we wrote
+
 
 def write_json(path: str, value: object) -> None:
     """Replace a file in one step. Not synced: it is void after a reboot anyway."""
@@ -61,6 +63,15 @@ def read_json(path: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def sound(record: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The record, if each of these keys is of one of these types (true is no integer); else {}."""
+    for key, types in kinds.items():
+        value = record.get(key)
+        if type(value) not in types or (type(value) is int and abs(value) > LARGEST):
+            return {}
+    return record
 
 
 def lock_alone(path: str, wait: float = 0.0) -> int:

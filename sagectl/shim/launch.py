@@ -2,7 +2,8 @@
 
 With posix_spawn: a fork of the shim copies its page tables and then page after page, which takes
 longer than everything else in a launch together. What posix_spawn cannot set for its child alone
-(directory, user, groups), the shim, which has one thread, takes on itself for that moment.
+(directory, user, groups, open files), the shim, which has one thread, takes on itself for that moment;
+what it could not take back is for `confined`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import errno
 import os
 import resource
 import signal
+
+from sagectl.shim import confined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ CAUGHT = (
     signal.SIGCHLD,
 )
 DEFAULTS = (*CAUGHT, signal.SIGXFSZ, signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGCONT)
-LIMITS = {name[7:].lower(): getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 
 
 class LaunchError(Exception):
@@ -50,31 +52,18 @@ def start(order: dict[str, Any], env: dict[str, str], out: int, lock: int) -> in
     step = "work in the directory of its shim"
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        step = "set its limits"
-        for name, (soft, hard) in (order.get("rlimits") or {}).items():
-            if name == "nofile":  # read by many programs at their start; and enough for the shim too
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         step = f"enter the working directory {order['cwd']}"
         os.chdir(order["cwd"])
         step = f"run {order['argv'][0]}"
         path = find_program(order["argv"][0], env.get("PATH", os.defpath))
-        os.set_inheritable(lock, True)
-        user = order.get("user") if os.geteuid() == 0 else None
-        with _real_user(user):
-            pid = os.posix_spawn(
-                path,
-                order["argv"],
-                env,
-                file_actions=(
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, out, 1),
-                    (os.POSIX_SPAWN_DUP2, out, 2),
-                ),
-                setsid=True,
-                setsigmask=(),
-                setsigdef=DEFAULTS,
-                resetids=user is not None,
-            )
+        with _open_files(order.get("nofile")):
+            if confined.wanted(order):
+                return confined.spawn(order, path, env, out, lock, DEFAULTS)
+            pid = _spawn(order, path, env, out, lock)
+        _cap_files(pid, order.get("nofile"))
+        return pid
+    except confined.Refused as error:
+        raise LaunchError(error.text, error.number) from error
     except OSError as error:
         raise LaunchError(f"cannot {step}: {error.strerror}", error.errno) from error
     except (ValueError, TypeError) as error:  # a null byte in an argument, say
@@ -82,8 +71,26 @@ def start(order: dict[str, Any], env: dict[str, str], out: int, lock: int) -> in
     finally:
         os.fchdir(home)
         os.close(home)
-    _adjust(order, pid)
-    return pid
+
+
+def _spawn(order: dict[str, Any], path: str, env: dict[str, str], out: int, lock: int) -> int:
+    os.set_inheritable(lock, True)
+    user = order.get("user") if os.geteuid() == 0 else None
+    with _real_user(user):
+        return os.posix_spawn(
+            path,
+            order["argv"],
+            env,
+            file_actions=(
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, out, 1),
+                (os.POSIX_SPAWN_DUP2, out, 2),
+            ),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=DEFAULTS,
+            resetids=user is not None,
+        )
 
 
 def find_program(name: str, path: str) -> str:
@@ -95,6 +102,34 @@ def find_program(name: str, path: str) -> str:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
     raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} on its PATH")
+
+
+@contextlib.contextmanager
+def _open_files(wanted: list[int] | None) -> Iterator[None]:
+    """For a moment have the soft limit of open files that the child is to begin with, as far as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    given = soft if wanted is None else _lower(wanted[0], hard)
+    if given == soft:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _cap_files(pid: int, wanted: list[int] | None) -> None:
+    """Give the child its hard limit too: ours, once lowered, could not be raised again."""
+    if wanted is not None and resource.getrlimit(resource.RLIMIT_NOFILE)[1] != wanted[1]:
+        with contextlib.suppress(OSError, ValueError):  # higher than ours, or it has ended already
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted[0], wanted[1]))
+
+
+def _lower(one: int, other: int) -> int:
+    if resource.RLIM_INFINITY in (one, other):
+        return max(one, other)  # RLIM_INFINITY is -1
+    return min(one, other)
 
 
 @contextlib.contextmanager
@@ -114,18 +149,3 @@ def _real_user(user: list[Any] | None) -> Iterator[None]:
         os.setresuid(before[0], -1, -1)
         os.setresgid(before[1], -1, -1)
         os.setgroups(before[2])
-
-
-def _adjust(order: dict[str, Any], pid: int) -> None:
-    """What may as well reach the engine an instant after its start; a refusal here stops nothing."""
-    try:
-        for name, (soft, hard) in (order.get("rlimits") or {}).items():
-            if name != "nofile":
-                resource.prlimit(pid, LIMITS[name], (soft, hard))
-        if order.get("oom_score_adjust") is not None:
-            with open(f"/proc/{pid}/oom_score_adj", "w") as file:
-                file.write(str(order["oom_score_adjust"]))
-        if order.get("nice") is not None:
-            os.setpriority(os.PRIO_PROCESS, pid, order["nice"])
-    except (OSError, KeyError, ValueError):
-        return

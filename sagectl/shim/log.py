@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from sagectl.shim.files import read_json, write_json
+from sagectl.shim.files import read_json, sound, write_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,8 +113,9 @@ class Log:
 
     def _open_first(self) -> None:
         fd = os.open(self.path, CLOEXEC_APPEND, 0o640)
-        self.fd, now, before = fd, os.fstat(fd), read_json(self.path + ".state")
-        self.base, self.size = int(before.get("written", 0)), now.st_size
+        self.fd, now = fd, os.fstat(fd)
+        before = sound(read_json(self.path + ".state"), {"written": (int,), "inode": (int,)})
+        self.base, self.size = before.get("written", 0), now.st_size
         self.line_start = not self.size or os.pread(fd, 1, self.size - 1) == b"\n"
         if before and before.get("inode") != now.st_ino:
             # the last shim was killed between rotating and noting it

@@ -60,7 +60,10 @@ def _live(scratch: str) -> None:
         ended.poll(1000)
     one.loop.turn(0)
     one.op_end({})
+    # Here, not when they are collected: by then their numbers may be those of the next round's.
     ours.close()
+    one.channel.close()
+    one.close_sockets()
 
 
 def _remove(scratch: str) -> None:

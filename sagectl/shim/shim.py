@@ -19,6 +19,7 @@ from sagectl.shim.engine import IDENTITY, VERSION, Engine
 from sagectl.shim.files import lock_alone
 from sagectl.shim.launch import CAUGHT
 from sagectl.shim.log import Log
+from sagectl.shim.orders import context_of, generation_of, number_of, signal_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Shim:
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.loop.watch(self.notify.fileno(), self._on_notify)
 
-    def _close_sockets(self) -> None:
+    def close_sockets(self) -> None:
+        """Stop listening."""
         for sock in (self.listener, self.notify):
             self.loop.unwatch(sock.fileno())
             sock.close()
@@ -156,7 +158,7 @@ class Shim:
     def _trusts(self, pid: int, uid: int) -> bool:
         """A process of the tree; one that has ended meanwhile (systemd-notify) counts by its user."""
         if tree.process_stat(pid) is None:
-            return uid == int(self.engine.started["uid"])
+            return uid == self.engine.started.get("uid")
         return self.engine.contains(pid)
 
     # --- The daemon ---
@@ -192,7 +194,7 @@ class Shim:
             if handler:  # a newer daemon may know more than we do
                 try:
                     handler(message)
-                except (KeyError, TypeError, ValueError, AttributeError):
+                except ValueError:
                     self.channel.close()  # its mistake must not end us
                     return
 
@@ -204,27 +206,27 @@ class Shim:
 
     def op_signal(self, message: dict[str, Any]) -> None:
         """Signals the main process alone."""
-        self.engine.signal(message["generation"], message["signal"])
+        self.engine.signal(generation_of(message), signal_of(message))
 
     def op_kill_tree(self, message: dict[str, Any]) -> None:
         """→ exited if the main process lived, stubborn each second, at last tree-empty."""
-        self.engine.kill_tree(message["generation"])
+        self.engine.kill_tree(generation_of(message))
 
     def op_context(self, message: dict[str, Any]) -> None:
         """Replaces what started.json keeps for the daemon."""
-        self.engine.note(context=message["context"])
+        self.engine.note(context=context_of(message))
         self.engine.note_shared()  # sent when its state changes: it is ready now, say
 
     def op_measure(self, message: dict[str, Any]) -> None:
         """→ measured: what the whole tree uses."""
-        members = self.engine.members()
+        number, members = number_of(message), self.engine.members()
         facts: dict[str, Any] = {**tree.usage(members), "processes": len(members)}
         facts["log_written"] = self.log.written + self.log.dropped
-        self.send(op="measured", id=message.get("id"), generation=self.engine.generation, **facts)
+        self.send(op="measured", id=number, generation=self.engine.generation, **facts)
 
     def op_pids(self, message: dict[str, Any]) -> None:
         """→ pids: who lives in the tree."""
-        self.send(op="pids", id=message.get("id"), pids=sorted(self.engine.members()))
+        self.send(op="pids", id=number_of(message), pids=sorted(self.engine.members()))
 
     def op_renew(self, message: dict[str, Any]) -> None:
         """Somebody removed the runtime directory."""
@@ -244,7 +246,7 @@ class Shim:
             if not os.path.exists("log.fifo"):
                 self._open_fifo()
             if not os.path.exists("shim.sock"):
-                self._close_sockets()
+                self.close_sockets()
                 self._open_sockets()
             self.engine.write_records()
         except OSError as error:

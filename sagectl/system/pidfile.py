@@ -14,8 +14,7 @@ from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
 from sagectl.shim.engine import VERSION
 from sagectl.shim.files import read_json, write_json
-
-STARTED, EXIT = "started.json", "exit.json"
+from sagectl.system.shim_messages import EXIT, GENERATION, IDENTITY, fits
 
 
 @cache
@@ -35,32 +34,32 @@ def read_pid(path: Path) -> int | None:
 
 def process_of(record: Mapping[str, Any] | None) -> Process | None:
     """The identity in a shim's record or message; None where it is incomplete."""
-    if not record:
+    if not record or not fits(record, IDENTITY):
         return None
-    try:
-        return Process(
-            pid=int(record["pid"]),
-            starttime=int(record["starttime"]),
-            boot_id=str(record["boot_id"]),
-            started=float(record["started"]),
-            started_wall=float(record["started_wall"]),
-            log_position=int(record["log_position"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
+    return Process(
+        pid=record["pid"],
+        starttime=record["starttime"],
+        boot_id=record["boot_id"],
+        started=float(record["started"]),
+        started_wall=float(record["started_wall"]),
+        log_position=record["log_position"],
+    )
 
 
 def exit_of(record: Mapping[str, Any] | None) -> ExitStatus | None:
     """The exit status in a shim's record or message; None for none."""
-    if not record:
+    if not record or not fits(record, EXIT):
         return None
-    return ExitStatus(record.get("code"), record.get("signal"), bool(record.get("oom")))
+    return ExitStatus(record["code"], record["signal"], record["oom"])
 
 
 def read_started(directory: Path) -> dict[str, Any]:
     """What the shim noted before it started the engine; {} where nothing usable is there."""
-    record = read_json(str(directory / STARTED))
-    return record if process_of(record) and isinstance(record.get("generation"), int) else {}
+    record = read_json(str(directory / "started.json"))
+    if not process_of(record) or not fits(record, GENERATION):
+        return {}
+    context = record.get("context")
+    return {**record, "context": context if isinstance(context, dict) else {}}
 
 
 def write_started(
@@ -76,13 +75,13 @@ def write_started(
         "ready": ready,
         "context": dict(context),
     }
-    write_json(str(directory / STARTED), record)
+    write_json(str(directory / "started.json"), record)
 
 
 def read_exit(directory: Path) -> dict[str, Any]:
     """What the shim noted of the engine's end; {} where nothing usable is there."""
-    record = read_json(str(directory / EXIT))
-    return record if isinstance(record.get("generation"), int) else {}
+    record = read_json(str(directory / "exit.json"))
+    return record if fits(record, GENERATION) else {}
 
 
 def open_verified(process: Process) -> int | None:

@@ -24,6 +24,7 @@ from sagectl.system.shim_keeper import HUNG, ShimKeeper, reap
 from sagectl.system.shim_link import Zygote
 from sagectl.system.start_zygote import Started
 from sagectl.system.supervised import LaunchOrder, ProcessEvents, Supervised
+from sagectl.system.unit import Unit
 
 __all__ = ["Found", "Known", "LaunchOrder", "Measurement", "ProcessEvents", "Processes"]
 
@@ -76,7 +77,7 @@ class Processes:
 
     runtime: the directory of PID files and shims; log_dir: of NAME.log.
     nofile: RLIMIT_NOFILE for engines; None for ours as it is now, before the daemon raises its own.
-    zygote: one that was started already.
+    zygote: one that was started already. unit: the systemd service that we are of.
     """
 
     def __init__(
@@ -89,18 +90,20 @@ class Processes:
         log_keep: int = 5,
         nofile: tuple[int, int] | None = None,
         zygote: Started | None = None,
+        unit: Unit | None = None,
     ) -> None:
         self._directory = Path(os.path.abspath(runtime)) / "engines"
         self._log_dir = Path(os.path.abspath(log_dir))
         self._sink = events
         self._log_limits = {"max_bytes": log_max_bytes, "keep": log_keep}
-        self._limits = {"nofile": nofile or resource.getrlimit(resource.RLIMIT_NOFILE)}
+        self._nofile = nofile or resource.getrlimit(resource.RLIMIT_NOFILE)
         self._engines: dict[str, Supervised] = {}
         self._held: list[Callable[[], None]] | None = None  # events during adoption
         self._zombies: dict[tuple[int, int], float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._known: Mapping[str, Known] = {}
         self._started_zygote = zygote
+        self._unit = unit
         self._zygote: Zygote | None = None
 
     async def open(self) -> None:
@@ -109,7 +112,7 @@ class Processes:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._zygote = Zygote(self._directory.parent, self._started_zygote)
+        self._zygote = Zygote(self._directory.parent, self._started_zygote, self._unit)
         self._sweep()
 
     async def close(self) -> None:
@@ -135,8 +138,7 @@ class Processes:
 
     def launch(self, name: str, order: LaunchOrder) -> None:
         """Start a process. → spawned or spawn_failed; later exited."""
-        limits = {**self._limits, **order.rlimits}
-        self._engine(name).launch(replace(order, rlimits=limits))
+        self._engine(name).launch(replace(order, nofile=order.nofile or self._nofile))
 
     def signal(self, name: str, generation: int, signum: int) -> None:
         """Signal the main process alone, if it is still of this generation."""

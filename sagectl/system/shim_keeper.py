@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,10 @@ from sagectl.system.shim_link import Link, connect
 RECALLED = 1.0  # seconds that a living shim has to put its files back
 HUNG = 5.0  # seconds without an answer after which a living shim is killed and replaced
 ATTEMPTS = 5  # to reach a shim, before that counts as trouble
+LASTING = 5.0  # seconds that a connection should hold
+LOSSES = 10  # connections in a row that did not, after which the next one is not made at once
+
+log = logging.getLogger("sagectl.shim")
 
 
 class ShimOwner(Protocol):
@@ -58,6 +63,7 @@ class ShimKeeper:
         self._hello: asyncio.Future[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
+        self._losses, self._since = 0, 0.0  # connections lost soon after their hello; when that was
         self._fd = -1  # pidfd of the shim
         self.stray: tuple[int, int] | None = None  # a living shim that was found without its files
         self.pid = 0
@@ -109,6 +115,8 @@ class ShimKeeper:
 
     async def _until_greeted(self) -> None:
         attempts = 0
+        if self._losses > LOSSES:
+            await asyncio.sleep(1.0)
         while True:
             self._hello = self._loop.create_future()
             spawned = not self._connect() and not await self._recall()
@@ -165,12 +173,18 @@ class ShimKeeper:
             with contextlib.suppress(OSError):  # it died meanwhile: the end of the connection tells
                 self._fd, self.pid = os.pidfd_open(pid), pid
                 self._loop.add_reader(self._fd, self._died)
-        self.talking = True
+        self.talking, self._since = True, self._loop.time()
         self._owner.greeted(hello, before if before != pid else 0)
         if self._hello and not self._hello.done():
             self._hello.set_result(True)
 
-    def _lost(self) -> None:
+    def _lost(self, wrong: str = "") -> None:
+        if wrong:
+            self._trouble = f"its shim does not make sense: it sent {wrong}"
+            log.warning("%s: %s", self._directory.name, self._trouble)
+        if self.talking:
+            lasted = self._loop.time() - self._since
+            self._losses = self._losses + 1 if lasted < LASTING else 0
         self._link, self.talking = None, False
         if self._hello and not self._hello.done():
             self._hello.set_result(False)

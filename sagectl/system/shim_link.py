@@ -13,22 +13,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sagectl.shim.channel import packed
+from sagectl.shim.channel import packed, take
+from sagectl.system.shim_messages import is_known
 from sagectl.system.start_zygote import Started, start_zygote
+from sagectl.system.unit import Unit, scope_group
 
 
 class Link:
     """A connection to one shim. Sending never waits: what the socket does not take is kept.
 
-    on_message: called with each message, on the loop.
-    on_close: called once when the shim hung up; not after `close`.
+    on_message: called with each message that a daemon of this version knows, on the loop.
+    on_close: called once when the shim hung up (with ""), or said what makes no sense (with what);
+        not after `close`.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         on_message: Callable[[dict[str, Any]], None],
-        on_close: Callable[[], None],
+        on_close: Callable[[str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -72,16 +75,21 @@ class Link:
         except OSError:
             data = b""
         self._incoming += data
-        while len(self._incoming) >= 4 and self._sock.fileno() >= 0:
-            size = int.from_bytes(self._incoming[:4], "big") + 4
-            if len(self._incoming) < size:
+        wrong = ""
+        while self._sock.fileno() >= 0:
+            try:
+                message = take(self._incoming)
+                known = message is not None and is_known(message)
+            except ValueError as error:
+                wrong = str(error)
                 break
-            message = json.loads(self._incoming[4:size])
-            del self._incoming[:size]
-            self._on_message(message)
-        if not data and self._sock.fileno() >= 0:
+            if message is None:
+                break
+            if known:
+                self._on_message(message)
+        if (wrong or not data) and self._sock.fileno() >= 0:
             self.close()
-            self._on_close()
+            self._on_close(wrong)
 
 
 def connect(directory: Path) -> socket.socket:
@@ -102,19 +110,20 @@ def connect(directory: Path) -> socket.socket:
 class Zygote:
     """The process that forks shims. Replaced at once when it ends; what was asked meanwhile waits."""
 
-    def __init__(self, runtime: Path, started: Started | None = None) -> None:
+    def __init__(self, runtime: Path, started: Started | None = None, unit: Unit | None = None) -> None:
         """
         Args:
             started: one that was started already.
+            unit: the service in whose scope it is to live.
         """
-        self._runtime = runtime
+        self._runtime, self._unit = runtime, unit
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._starts = 0
         self._began = 0.0
-        self._take(started or start_zygote(runtime))
+        self._take(started or start_zygote(runtime, unit))
 
     @property
     def pid(self) -> int | None:
@@ -163,7 +172,9 @@ class Zygote:
         if self._process:
             self._process.kill()
             self._process.wait()
-            self._take(start_zygote(self._runtime))
+            # Where a scope cannot be had it lives in the service's own group.
+            scope = scope_group(self._unit) if self._unit is not None else None
+            self._take(start_zygote(self._runtime, self._unit if scope is not None else None))
 
     def _disconnect(self) -> None:
         if self._sock:

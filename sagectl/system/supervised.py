@@ -37,7 +37,9 @@ class LaunchOrder:
     env: complete; NOTIFY_SOCKET and SAGECTL_ENGINE are added.
     cwd: absolute. user: uid, gid, supplementary groups; None for the daemon's own.
     context: any JSON object; kept beside the process and handed back by `adopt`.
-    rlimits: (soft, hard) by the lower-case name behind RLIMIT_, such as `nofile`.
+    rlimits: (soft, hard) by the lower-case name behind RLIMIT_, such as `nofile`; -1 for unlimited.
+        What cannot be set as it is wanted here, or in the next three, is a failed start.
+    nofile: the same for open files where `rlimits` does not say, as far as the shim may.
     """
 
     generation: int
@@ -46,9 +48,11 @@ class LaunchOrder:
     cwd: str
     user: tuple[int, int, tuple[int, ...]] | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    rlimits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     nice: int | None = None
     oom_score_adjust: int | None = None
-    rlimits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    cpu_affinity: tuple[int, ...] | None = None
+    nofile: tuple[int, int] | None = None
 
 
 class Phase(Enum):
@@ -89,7 +93,7 @@ class Supervised:
         self._order: LaunchOrder | None = None  # until it is answered
         self._killing = False
         self._backlog: list[dict[str, Any]] = []
-        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._asked: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
         self._questions = 0
 
     # --- Orders ---
@@ -143,7 +147,7 @@ class Supervised:
                 self.shim.reach()
 
     async def ask(self, op: str, seconds: float) -> dict[str, Any] | None:
-        """The shim's answer to a question; None where none comes in time."""
+        """The shim's answer to a question; None where none comes in time, or its connection is lost."""
         self._questions += 1
         number = self._questions
         if not self.shim.send({"op": op, "id": number}):
@@ -165,9 +169,11 @@ class Supervised:
             "env": dict(order.env),
             "cwd": order.cwd,
             "user": order.user,
+            "rlimits": dict(order.rlimits),
             "nice": order.nice,
             "oom_score_adjust": order.oom_score_adjust,
-            "rlimits": dict(order.rlimits),
+            "cpu_affinity": order.cpu_affinity,
+            "nofile": order.nofile,
             "context": dict(self.context or {}),
         }
 
@@ -285,6 +291,9 @@ class Supervised:
 
     def lost(self) -> bool:
         """The connection is gone, and perhaps the shim with it."""
+        for question in self._asked.values():
+            if not question.done():
+                question.set_result(None)
         if self.releasing:
             self.releasing = False
             self.shim.forget()

@@ -186,8 +186,12 @@ class Daemon:
         """Start `sagectld`, wait until it is ready; returns its pid."""
         process = self.launch(*arguments, **environ)
         self.expect_notification("READY=1")
-        self._follower = Follower(self.client, self.last_event)
+        self.follow()
         return process.pid
+
+    def follow(self) -> None:
+        """Go on with the events of the daemon that is there now."""
+        self._follower = Follower(self.client, self.last_event)
 
     def expect_notification(self, field: str, timeout: float = PATIENCE) -> str:
         """Wait until the daemon says this to systemd; fail with its log where it ends before.

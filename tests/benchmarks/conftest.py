@@ -6,16 +6,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.benchmarks.lab import FULL, Figures
+from tests.benchmarks.lab import FULL, Figures, Table
 from tests.benchmarks.supervisors import Sagectl
 
 _figures = Figures()
+_table = Table()
 
 
 @pytest.fixture
 def figures() -> Figures:
     """Where figures go."""
     return _figures
+
+
+@pytest.fixture
+def table() -> Table:
+    """Where figures of several supervisors go."""
+    return _table
 
 
 @pytest.fixture
@@ -27,8 +34,8 @@ def sagectl() -> Iterator[Sagectl]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was measured."""
-    if not _figures.rows:
+    if not _figures.rows and not _table.rows:
         return
     terminalreporter.section("figures" if FULL else "figures of a short run; measure with `make bench`")
-    for line in _figures.lines():
+    for line in [*_figures.lines(), *(_table.lines() if _table.rows else [])]:
         terminalreporter.write_line(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,40 @@ class Figures:
 
     def lines(self) -> Iterator[str]:
         """The rows as a table."""
-        widths = [max(len(row[column]) for row in self.rows) for column in range(2)]
+        widths = [max((len(row[column]) for row in self.rows), default=0) for column in range(2)]
         for what, value, aim in self.rows:
             yield f"{what:{widths[0]}}  {value:{widths[1]}}  {aim}".rstrip()
+
+
+@dataclass
+class Table:
+    """Figures of several supervisors, side by side."""
+
+    rows: dict[str, dict[str, list[float | str]]] = field(default_factory=dict)
+
+    def add(self, row: str, column: str, *values: float | str) -> None:
+        """One more value of a cell."""
+        self.rows.setdefault(row, {}).setdefault(column, []).extend(values)
+        print(f"{row}: {column}: {', '.join(map(_number, values))}")
+
+    def lines(self) -> Iterator[str]:
+        """The table in Markdown, numbers as `median (least–most)`."""
+        columns = list(dict.fromkeys(column for cells in self.rows.values() for column in cells))
+        yield f"| | {' | '.join(columns)} |"
+        yield "|---" * (len(columns) + 1) + "|"
+        for row, cells in self.rows.items():
+            yield f"| {row} | {' | '.join(_cell(cells.get(column, [])) for column in columns)} |"
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _cell(values: list[float | str]) -> str:
+    numbers = [value for value in values if not isinstance(value, str)]
+    if not numbers or len(set(map(_number, values))) == 1:
+        return "; ".join(dict.fromkeys(map(_number, values)))
+    return f"{_number(statistics.median(numbers))} ({_number(min(numbers))}–{_number(max(numbers))})"
 
 
 def spread(values: Sequence[float], unit: str = "ms", digits: int = 2) -> str:
@@ -69,17 +101,18 @@ class Engines:
         os.mkfifo(self.fifo)
         self._reader = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._rest = b""
-        self._words = self._build(directory)
+        self._words = self._program(directory)
 
     @staticmethod
-    def _build(directory: Path) -> list[str]:
+    def _program(directory: Path) -> list[str]:
         binary = directory / "engine"
-        for flags in (["-static"], []):
-            command = ["cc", "-O2", *flags, "-o", str(binary), str(HERE / "engine.c")]
-            with contextlib.suppress(FileNotFoundError):
-                if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
-                    return [str(binary)]
-        return [sys.executable, "-I", "-S", str(HERE / "engine.py")]
+        if program := _compiled():
+            binary.write_bytes(program)
+            binary.chmod(0o755)
+            return [str(binary)]
+        script = directory / "engine.py"  # where a container sees it too
+        script.write_bytes((HERE / "engine.py").read_bytes())
+        return [sys.executable, "-I", "-S", str(script)]
 
     def command(self, port: int | None = None) -> list[str]:
         """What to run."""
@@ -95,13 +128,41 @@ class Engines:
                 found.append((int(pid), int(moment) / 1e9))
                 self._rest = rest
                 continue
-            ready, _, _ = select.select([self._reader], [], [], PATIENCE)
-            assert ready, f"only {len(found)} of {count} engines began"
-            self._rest += os.read(self._reader, 65536)
+            assert self._more(PATIENCE), f"only {len(found)} of {count} engines began"
         return found
+
+    def any_began(self, seconds: float) -> bool:
+        """Whether one begins within so many seconds, or has."""
+        return bool(self._rest) or self._more(seconds)
+
+    def drop(self, seconds: float) -> None:
+        """Forget every beginning so far, and those of the next seconds."""
+        deadline = time.monotonic() + seconds
+        while self._more(max(0.0, deadline - time.monotonic())):
+            pass
+        self._rest = b""
+
+    def _more(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._reader], [], [], seconds)
+        if ready:
+            self._rest += os.read(self._reader, 65536)
+        return bool(ready)
 
     def close(self) -> None:
         os.close(self._reader)
+
+
+@functools.cache
+def _compiled() -> bytes:
+    """The engine in C; nothing where there is no compiler."""
+    with tempfile.TemporaryDirectory() as directory:
+        binary = Path(directory, "engine")
+        for flags in (["-static"], []):
+            command = ["cc", "-O2", *flags, "-o", str(binary), str(HERE / "engine.c")]
+            with contextlib.suppress(FileNotFoundError):
+                if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+                    return binary.read_bytes()
+    return b""
 
 
 def free_ports(count: int) -> int:
@@ -134,6 +195,28 @@ def descendants(pid: int, wanted: Callable[[int], bool] = lambda pid: True) -> l
             if wanted(child):
                 found += descendants(child, wanted)
     return found
+
+
+def processes() -> Iterator[int]:
+    """All that are there."""
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+
+
+def words_of(pid: int) -> list[str]:
+    """Its command line; empty if it has ended, and of a zombie."""
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def running(command: Sequence[str]) -> list[int]:
+    """The processes with exactly this command line, zombies left out."""
+    return [pid for pid in processes() if words_of(pid) == list(command)]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
 
 
 def pss(pids: Sequence[int]) -> float:
@@ -193,24 +276,62 @@ def _memory() -> str:
 
 
 class Supervisor:
-    """A supervisor in a directory of its own. `start` execs it and returns the moment (monotonic)."""
+    """A supervisor in a directory of its own, with engines of which each is back at once when it ends."""
+
+    name = ""
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="sgbench", dir=_memory()))
+        self.logs = self.home / "log"
+        self.logs.mkdir()
         self.engines = Engines(self.home)
         self.process: subprocess.Popen[bytes] | None = None
         self.environ = {
             k: v for k, v in os.environ.items() if not k.startswith(("SAGECTL", "XDG_", "NOTIFY"))
         }
+        self.environ["SGBENCH"] = str(self.home)
+
+    @classmethod
+    def missing(cls) -> str:
+        """Why it cannot be measured here; empty if it can."""
+        return ""
+
+    def command(self) -> list[str]:
+        """How it is started."""
+        raise NotImplementedError
+
+    def declare(self, commands: Mapping[str, Sequence[str]]) -> None:
+        """Write the configuration: an engine of each name."""
+        raise NotImplementedError
+
+    def settle(self, count: int) -> None:
+        """Wait until it answers, now that so many engines began."""
+
+    def stop(self, name: str) -> bool:
+        """Stop an engine by the supervisor's own command, and wait; whether it reports success."""
+        raise NotImplementedError
+
+    def reader(self, pid: int) -> int:
+        """The process that reads what the engine with this process writes."""
+        return self.root
+
+    def output(self, name: str) -> bytes:
+        """What it kept of the engine's output."""
+        return b"".join(path.read_bytes() for path in sorted(self.logs.glob(f"{name}*")))
 
     @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
 
-    def command(self) -> list[str]:
-        """How it is started."""
-        raise NotImplementedError
+    @property
+    def root(self) -> int:
+        """The process that all else hangs on."""
+        return self.pid
+
+    def configure(self, count: int) -> None:
+        """Declare `count` engines."""
+        self.declare({f"e{number}": self.engines.command() for number in range(count)})
 
     def start(self) -> float:
         """Start it; returns when that was (CLOCK_MONOTONIC)."""
@@ -226,23 +347,46 @@ class Supervisor:
             )
         return begin
 
+    def kill(self, pids: Sequence[int]) -> None:
+        """SIGKILL to processes of it."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # it ended with the one before
+                os.kill(pid, signal.SIGKILL)
+        if self.pid in pids and self.process is not None:
+            self.process.wait()
+
+    def call(self, *command: str) -> bool:
+        """Run one of its tools; whether that succeeded."""
+        done = subprocess.run(
+            command, env=self.environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE
+        )
+        return done.returncode == 0
+
     def overhead(self) -> list[int]:
         """Its processes without the engines."""
         mark = os.fsencode(self.engines.fifo)
         return descendants(self.pid, lambda pid: mark not in Path(f"/proc/{pid}/cmdline").read_bytes())
 
+    def everything(self) -> list[int]:
+        """Its processes and the engines, whoever their parent is by now."""
+        mark, found = os.fsencode(self.home), []
+        for pid in processes():
+            with contextlib.suppress(OSError):
+                known = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+                if mark in known:
+                    found.append(pid)
+        return found
+
     def close(self) -> None:
         """End it and its engines, and remove the directory."""
         if self.process is not None:
-            everything = descendants(self.pid)
-            self.process.terminate()
-            try:
-                self.process.wait(PATIENCE / 2)
-            except subprocess.TimeoutExpired:  # circus does that at times
-                for pid in everything:
+            self.process.kill()
+            self.process.wait()
+            while left := self.everything():  # engines that outlive it, and what still starts some
+                for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                self.process.wait()
+                time.sleep(0.01)
         self.engines.close()
         shutil.rmtree(self.home, ignore_errors=True)
 

@@ -165,6 +165,9 @@ class FakeControl:
     async def progress(self, e: Engine) -> dict[str, Any] | None:
         return self.figures
 
+    async def reexec(self) -> None:
+        self.asked.append(("reexec",))
+
     def shutdown(self) -> None:
         self.asked.append(("shutdown",))
 

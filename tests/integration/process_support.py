@@ -179,8 +179,16 @@ async def tidy(it: Machine) -> None:
 
 
 def processes_of(it: Machine) -> list[int]:
-    """Whoever carries the mark of the engine `chat`."""
-    return [pid for pid, marked in tree.marked(str(it.run / "engines" / "chat"), -1, 0).items() if marked]
+    """Whoever carries the mark of the engine `chat`.
+
+    For an instant after its exec began a process has no environment at all: none is looked for twice.
+    """
+    for _ in range(2):
+        marked = tree.marked(str(it.run / "engines" / "chat"), -1, 0)
+        if found := [pid for pid, generation in marked.items() if generation]:
+            return found
+        time.sleep(0.01)
+    return []
 
 
 def is_gone(pid: int) -> bool:

@@ -32,6 +32,7 @@ CALLS: list[tuple[str, str, int]] = [
     ("POST", f"{BASE}/reload", 200),
     ("POST", f"{BASE}/reload?dry_run=1&restart=0", 200),
     ("POST", f"{BASE}/shutdown", 202),
+    ("POST", f"{BASE}/daemon-reexec", 202),
     ("GET", f"{BASE}/engines", 200),
     ("GET", f"{BASE}/engines?port=8001", 200),
     ("GET", f"{BASE}/engines?port=9", 404),

@@ -63,6 +63,7 @@ async def test_the_client_asks_for_what_its_methods_say(tmp_path: Path) -> None:
         await ask(served, lambda c: c.delete("chat", drain=0))
         await ask(served, lambda c: c.define({"name": "new"}))
         plan = await ask(served, lambda c: c.reload(dry_run=True, restart=False))
+        await ask(served, Client.reexec)
         await ask(served, Client.shutdown)
         assert served.control.asked == [
             ("start", "chat", True),
@@ -75,6 +76,7 @@ async def test_the_client_asks_for_what_its_methods_say(tmp_path: Path) -> None:
             ("define", {"name": "new"}),
             ("defined", "new"),
             ("reload", True, False),
+            ("reexec",),
             ("shutdown",),
         ]
         assert plan["in_place"] == [{"name": "chat", "keys": ["labels"]}]

@@ -137,8 +137,25 @@ async def test_a_launch_that_meets_a_dead_shim_starts_once(machine: Machine) -> 
     assert processes_of(machine) == [process.pid]
 
 
+async def test_a_shim_that_was_stopped_is_continued(machine: Machine) -> None:
+    process = await machine.start(*SLEEP)
+    stopped = machine.shim()
+    await machine.lose_daemon()
+    os.kill(stopped, signal.SIGSTOP)
+    (found,) = await machine.new_daemon()
+    assert found.process == process
+    assert machine.shim() == stopped
+
+
 async def test_a_shim_that_hangs_is_replaced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shim_keeper, "HUNG", 0.2)
+    kill_verified = shim_keeper.tree.kill_verified
+
+    def kill_alone(pid: int, started: int, number: int) -> None:
+        if number == signal.SIGKILL:  # as if it stood still for another reason than a signal
+            kill_verified(pid, started, number)
+
+    monkeypatch.setattr(shim_keeper.tree, "kill_verified", kill_alone)
     process = await machine.start(*SLEEP)
     hung = machine.shim()
     await machine.lose_daemon()

@@ -41,7 +41,7 @@ class LlmOptions:
     tensor_parallel_size: int | Literal["auto"] = option("GPUs together", default=1)
     temperature: float = option("heat", default=1.0)
     extra_args: tuple[str, ...] = option("flags", default=())
-    limits: Mapping[str, int] = option("limits", default_factory=dict)
+    quotas: Mapping[str, int] = option("quotas", default_factory=dict)
 
 
 class SampleKind:

@@ -55,6 +55,15 @@ def test_only_the_health_check_is_open_to_strangers() -> None:
 
 def test_what_defines_needs_the_right_to() -> None:
     defining = {route.path.rpartition("/")[2] for route in ROUTES if route.level is Level.DEFINE}
-    assert defining == {"engines", "start", "enable", "disable", "forget", "reload", "shutdown"}
+    assert defining == {
+        "engines",
+        "start",
+        "enable",
+        "disable",
+        "forget",
+        "reload",
+        "shutdown",
+        "daemon-reexec",
+    }
     starting = [r for r in ROUTES if r.path.endswith("/{id}/start")]
     assert [route.level for route in starting] == [Level.OPERATE]

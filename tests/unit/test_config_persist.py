@@ -44,12 +44,16 @@ SPEC = EngineSpec(
     mode=Mode.SERVE,
     group="chat",
     model="org/m",
-    options=LlmOptions(max_model_len=5, extra_args=("--x", "ü"), limits={"a": 1}),
+    options=LlmOptions(max_model_len=5, extra_args=("--x", "ü"), quotas={"a": 1}),
     python="/usr/bin/python3",
     port=8001,
     default_port=8001,
     gpu_ids=(0, 1),
     user="nobody",
+    limits={"nofile": (7, -1), "core": (0, 0)},
+    nice=5,
+    oom_score_adjust=-500,
+    cpu_affinity=(0, 1, 3),
     autostart=True,
     priority=Priority.HIGH,
     depends_on=("embed",),
@@ -156,6 +160,14 @@ def test_options_that_the_plugin_refuses_now_are_kept_as_they_were_stored() -> N
     assert load_engine(json.dumps(stored), KINDS).spec.options["max_model_len"] == "five"
 
 
+def test_what_was_stored_before_engines_had_limits_is_read_as_without() -> None:
+    stored = json.loads(dump_engine(ENGINE))
+    for key in ("limits", "nice", "oom_score_adjust", "cpu_affinity"):
+        del stored["spec"][key]
+    bare = replace(SPEC, limits={}, nice=None, oom_score_adjust=None, cpu_affinity=None)
+    assert load_engine(json.dumps(stored), KINDS) == replace(ENGINE, spec=bare)
+
+
 def without(key: str) -> str:
     stored = json.loads(dump_engine(ENGINE))
     del stored[key]
@@ -198,6 +210,11 @@ def changed(key: str, value: Any, part: str | None = None) -> str:
         changed("probe_choice", {"type": "telepathy"}, "spec"),
         changed("restart", {"policy": "never"}, "spec"),
         changed("options", [1], "spec"),
+        changed("limits", {"nofile": 7}, "spec"),
+        changed("limits", {"nofile": ["a", "b"]}, "spec"),
+        changed("limits", {"nofile": [1, 2, 3]}, "spec"),
+        changed("limits", [], "spec"),
+        changed("cpu_affinity", 7, "spec"),
         "[" * 100_000,
     ],
 )
@@ -219,6 +236,10 @@ def test_a_declaration_is_shown_with_the_tomls_own_keys() -> None:
         "depends_on": ["embed"],
         "python": "/usr/bin/python3",
         "user": "nobody",
+        "limits": {"nofile": [7, "unlimited"], "core": 0},
+        "nice": 5,
+        "oom_score_adjust": -500,
+        "cpu_affinity": [0, 1, 3],
         "env": {"A": "1"},
         "env_file": "/x.env",
         "labels": {"team": "x"},
@@ -232,7 +253,7 @@ def test_a_declaration_is_shown_with_the_tomls_own_keys() -> None:
         "tensor_parallel_size": 1,
         "temperature": 1.0,
         "extra_args": ["--x", "ü"],
-        "limits": {"a": 1},
+        "quotas": {"a": 1},
     }
 
 
@@ -240,6 +261,9 @@ def test_a_flat_declaration_has_the_dotted_keys_of_origins() -> None:
     flat = flat_spec(SPEC)
     assert flat["restart.delay"] == 2.0
     assert flat["env.A"] == "1"
+    assert flat["limits.nofile"] == [7, "unlimited"]
     assert flat["probe.http"] == "/health"
-    assert flat["limits"] == {"a": 1}
-    assert not any(isinstance(flat.get(key), dict) for key in ("restart", "probe", "stop", "env", "labels"))
+    assert flat["quotas"] == {"a": 1}
+    assert not any(
+        isinstance(flat.get(key), dict) for key in ("restart", "probe", "stop", "env", "labels", "limits")
+    )

@@ -337,10 +337,10 @@ def test_values_in_the_tables_of_an_engine(text: str, expected: str) -> None:
             'kind = "llm"\ntemperature = 12:00:00',
             "3: engines.a.temperature: is a date or time, which no key takes (put it in quotes)",
         ),
-        ('kind = "llm"\nlimits = { a = "b" }', '3: engines.a.limits.a: must be a whole number, not "b"'),
+        ('kind = "llm"\nquotas = { a = "b" }', '3: engines.a.quotas.a: must be a whole number, not "b"'),
         (
-            'kind = "llm"\nlimits = ' + "[" * 40 + "]" * 40,
-            "3: engines.a.limits: is nested too deeply (flatten it)",
+            'kind = "llm"\nquotas = ' + "[" * 40 + "]" * 40,
+            "3: engines.a.quotas: is nested too deeply (flatten it)",
         ),
         (
             'kind = "job"\ncommand = ["x"]\nrestart.policy = "always"',
@@ -538,7 +538,7 @@ def test_a_syntax_error_is_placed_where_it_can_be_mended(text: str, expected: st
 
 @pytest.mark.parametrize("depth", [100, 300, 600, 5000])
 def test_deep_nesting_is_refused_rather_than_fatal(depth: int) -> None:
-    text = f"[engines.a]\nkind = 'llm'\nlimits = {'[' * depth}{']' * depth}"
+    text = f"[engines.a]\nkind = 'llm'\nquotas = {'[' * depth}{']' * depth}"
     assert len(problems(text)) == 1
 
 
