@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -21,14 +22,37 @@ def write_json(path: str, value: object) -> None:
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file in one step."""
-    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    """Replace a file in one step, or where there is no room for that, in the room that it has."""
     try:
-        if os.write(fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        os.rename(path + ".new", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + ".new")
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _overwrite(path, data):
+            raise
+
+
+def _overwrite(path: str, data: bytes) -> bool:
+    """Write into the blocks that a file has. A crash just then leaves a torn file, which is no record."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if os.fstat(fd).st_blocks * 512 < len(data) or os.pwrite(fd, data, 0) != len(data):
+            return False
+        os.ftruncate(fd, len(data))
+        return True
+    except OSError:
+        return False
     finally:
         os.close(fd)
-    os.rename(path + ".new", path)
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ shares until they are written to. Done once here, that is not done again, and ke
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -21,6 +22,10 @@ ROUNDS = 8  # the eighth call of a function specializes its bytecode
 def rehearse(scratch: str) -> None:
     """Live a shim's life some times, in the directory `scratch`, and leave nothing of it."""
     descriptors = set(os.listdir("/proc/self/fd"))
+    # The shims of earlier rounds are garbage that still knows numbers of descriptors, and closes them when it
+    # is collected: that must not be in the middle of a round that has other files under these numbers.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         for _ in range(ROUNDS):
             os.makedirs(scratch, mode=0o700)
@@ -35,6 +40,10 @@ def rehearse(scratch: str) -> None:
             signal.signal(number, signal.SIG_DFL)
         os.chdir("/")
         _close_all_but(descriptors)
+        _remove(scratch)
+        gc.collect()
+        if collecting:
+            gc.enable()
 
 
 def _live(scratch: str) -> None:
@@ -55,6 +64,14 @@ def _live(scratch: str) -> None:
     ours.close()
     one.channel.close()
     one.close_sockets()
+
+
+def _remove(scratch: str) -> None:
+    """What a round left that could not end: on a full disk, say."""
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(scratch):
+            os.unlink(f"{scratch}/{entry}")
+        os.rmdir(scratch)
 
 
 def _close_all_but(descriptors: set[str]) -> None:

@@ -248,7 +248,9 @@ class Processes:
         if engine is None:
             directory = self._directory / name
             engine = Supervised(name, directory, self._sink, self._emit, self._gone)
-            engine.shim = ShimKeeper(directory, engine, lambda sock: self._spawn(name, sock))
+            engine.shim = ShimKeeper(
+                directory, engine, lambda sock: self._spawn(name, sock), self._replace_zygote
+            )
             self._engines[name] = engine
         return engine
 
@@ -270,6 +272,11 @@ class Processes:
         }
         self._zygote.spawn(order, sock)
         return new
+
+    def _replace_zygote(self) -> None:
+        """It was told to make a shim, of which nothing was heard: it may hang, or be stopped."""
+        if self._zygote:
+            self._zygote.replace(HUNG)
 
     @staticmethod
     def _remember(directory: Path, known: Known) -> None:

@@ -47,11 +47,18 @@ class ShimKeeper:
     """At most one connection to at most one shim.
 
     spawn: has a shim made that talks on the given socket; True where none ever was.
+    unmade: told that nothing came of that in time.
     """
 
-    def __init__(self, directory: Path, owner: ShimOwner, spawn: Callable[[socket.socket], bool]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        owner: ShimOwner,
+        spawn: Callable[[socket.socket], bool],
+        unmade: Callable[[], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._directory, self._owner, self._spawn = directory, owner, spawn
+        self._directory, self._owner, self._spawn, self._unmade = directory, owner, spawn, unmade
         self._link: Link | None = None
         self._hello: asyncio.Future[bool] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -112,7 +119,8 @@ class ShimKeeper:
             await asyncio.sleep(1.0)
         while True:
             self._hello = self._loop.create_future()
-            if not self._connect() and not await self._recall():
+            spawned = not self._connect() and not await self._recall()
+            if spawned:
                 ours, theirs = socket.socketpair()
                 self._attach(ours)
                 if self._spawn(theirs):
@@ -123,6 +131,8 @@ class ShimKeeper:
                         return
             except TimeoutError:
                 self._kill_hung()
+                if spawned:
+                    self._unmade()
             attempts += 1
             text = self._trouble or f"its shim ends at once (see {self._directory}/shim.crash)"
             if attempts >= ATTEMPTS and self._owner.unreachable(text):

@@ -122,6 +122,7 @@ class Zygote:
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._starts = 0
+        self._began = 0.0
         self._take(started or start_zygote(runtime, unit))
 
     @property
@@ -131,6 +132,7 @@ class Zygote:
 
     def _take(self, started: Started) -> None:
         self._process, self._sock = started
+        self._began = self._loop.time()
         self._loop.add_reader(self._sock, self._ended)
         self._flush()
 
@@ -153,6 +155,12 @@ class Zygote:
             sock.close()
         if self._sock:
             self._loop.remove_writer(self._sock)
+
+    def replace(self, age: float) -> None:
+        """Kill it and start another, if it has lived for `age` seconds; what it had not begun is lost."""
+        if self._sock and self._loop.time() - self._began >= age:
+            self._disconnect()
+            self._restart()
 
     def _ended(self) -> None:
         self._disconnect()

@@ -5,13 +5,16 @@ What has to be refused is refused with the reason, and all the rest goes on.
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 import pytest
 
 from sagectl.errors import Unkept
-from tests.acceptance.disks import Disk
+from tests.acceptance.disks import disk_on
 from tests.acceptance.harness import Daemon, free_port, kill, server_command
+from tests.acceptance.listening import FollowedLog
 
 
 def transient(daemon: Daemon, name: str) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def test_a_full_state_directory_refuses_definitions_and_nothing_else(daemon: Dae
     Status, event and refusal name the reason. The next daemon adopts the engine with its counters and sets
     nothing aside. With room all is written by itself, and an event says so.
     """
-    disk = Disk(daemon, "state")
+    disk = disk_on(daemon, "state")
     daemon.web()
     daemon.start()
     daemon.until_ready("web")
@@ -97,7 +100,7 @@ def test_a_full_state_directory_hides_nothing_from_the_next_start(daemon: Daemon
 
     Result: the disabled engine stays down, ids are kept, nothing is set aside; with room the trouble ends.
     """
-    disk = Disk(daemon, "state")
+    disk = disk_on(daemon, "state")
     daemon.configure(daemon.web_engine("web", free_port()) + daemon.web_engine("off", free_port()))
     daemon.start()
     before = {e["name"]: e["engine_id"] for e in daemon.until_ready("web", "off")}
@@ -129,7 +132,7 @@ def test_a_read_only_state_directory_is_read(daemon: Daemon, ended: str) -> None
     Result: engines that run go on, those that shall run start, those that were disabled do not; a definition
     is refused with the reason. As soon as it can be written all is as ever.
     """
-    disk = Disk(daemon, "state")
+    disk = disk_on(daemon, "state")
     daemon.configure(daemon.web_engine("web", free_port()) + daemon.web_engine("off", free_port()))
     daemon.start()
     before = {e["name"]: e for e in daemon.until_ready("web", "off")}
@@ -161,3 +164,73 @@ def test_a_read_only_state_directory_is_read(daemon: Daemon, ended: str) -> None
     assert daemon.show("web")["restart_count"] == 1
     assert daemon.show("late")["transient"]
     assert daemon.show("off")["state"] == ("active" if ended == "for the first time" else "inactive")
+
+
+GAP = re.compile(rb"^\[sagectl: (\d+) bytes of log lost here\]\n", re.MULTILINE)
+
+
+def test_a_full_log_directory_costs_log_lines_and_says_how_many(daemon: Daemon) -> None:
+    """Scenario 17.4: the log directory fills up while an engine writes without pause; the daemon gets SIGKILL
+    meanwhile; then there is room again.
+
+    Result: the engine never waits and is never restarted. Events tell the reason, how much is lost so far,
+    and in the end how much was; the log has a line in place of what is missing, and the count is exact.
+    """
+    disk = disk_on(daemon, "log", "4m")
+    count = 60_000
+    engine = daemon.engine("chatter", "chatter.py", str(count), "100", "0.01")
+    daemon.configure(f'[daemon]\nlog_max_size = "256KiB"\nlog_keep = 1000\n{engine}')
+    disk.fill(leave=1_000_000)
+    daemon.start()
+    said = daemon.expect_event("log-trouble", "chatter")["text"]
+    assert said.endswith("chatter.log: No space left on device; log lines are dropped")
+    said = daemon.expect_event("log-trouble", "chatter")["text"]
+    assert re.search(r"; log lines are dropped, \d+ bytes so far$", said)
+    daemon.kill()
+    daemon.mailbox.expect(f"wrote {count // 2}")
+    daemon.start()
+    assert "No space left" in daemon.expect_event("log-trouble", "chatter")["text"]
+    disk.free()
+    while "is written again" not in daemon.expect_event("log-trouble", "chatter")["text"]:
+        pass
+    daemon.mailbox.expect(f"wrote {count}")
+    FollowedLog(daemon.client, "chatter").expect(b"line %07d" % (count - 1))
+    text = b"".join(daemon.client.logs("chatter"))
+    gaps = [int(number) for number in GAP.findall(text)]
+    told = [re.search(r"; (\d+) bytes were lost$", event["text"]) for event in daemon.client.events(tail=999)]
+    assert gaps == [int(match[1]) for match in told if match]
+    written = sum(len("line 0000000 \n") + number % 90 for number in range(count))
+    newlines = len(GAP.sub(b"", text)) - (written - sum(gaps))
+    assert 0 <= newlines <= len(gaps)  # of lines that were cut off there
+    assert daemon.show("chatter")["restart_count"] == 0
+
+
+def test_a_full_runtime_directory_refuses_new_engines_and_keeps_the_old(daemon: Daemon) -> None:
+    """Scenario 17.5: the runtime directory has no byte left. An engine is killed; one that never ran is
+    started; the daemon gets SIGKILL and the next one starts. Then there is room again.
+
+    Result: the engine restarts and is adopted with its counters; the new one fails with the reason, and
+    starts once there is room. Nothing is left lying about.
+    """
+    disk = disk_on(daemon, "run", "1m")
+    late = daemon.web_engine("late", free_port(), autostart=False, restart='{ policy = "no" }')
+    daemon.configure(daemon.web_engine("web", free_port()) + late)
+    daemon.start()
+    daemon.until_ready("web")
+    disk.fill()
+    before = restarted(daemon, "web")
+    assert before["restart_count"] == 1
+    started = daemon.cli("start", "late")
+    assert started.returncode == 1
+    assert f"its shim cannot use {disk.path}/engines/late: No space left on device" in started.stderr
+    daemon.kill()
+    daemon.start()
+    [after] = daemon.until_ready("web")
+    assert (after["pid"], after["restart_count"]) == (before["pid"], 1)
+    assert daemon.tree("web") == [before["pid"]]
+    assert restarted(daemon, "web")["restart_count"] == 2
+    disk.free()
+    assert daemon.cli("start", "late").returncode == 0
+    assert daemon.terminate() == 0
+    assert sorted(os.listdir(disk.path)) == ["engines", "sagectl.lock"]
+    assert os.listdir(disk.path / "engines") == []

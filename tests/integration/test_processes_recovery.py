@@ -196,6 +196,22 @@ async def test_a_killed_zygote_is_replaced_and_its_shims_stay(machine: Machine) 
     assert pidfile.is_alive(other)
 
 
+async def test_a_zygote_that_hangs_is_replaced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shim_keeper, "HUNG", 0.3)
+    monkeypatch.setattr(processes, "HUNG", 0.3)
+    process = await machine.start(*SLEEP)
+    zygote = machine.processes.zygote_pid
+    assert zygote
+    os.kill(zygote, signal.SIGSTOP)
+    for name in ("one", "two", "three"):
+        machine.processes.launch(name, machine.order(*SLEEP))
+    for _ in range(3):
+        await machine.events.next("spawned")
+    assert machine.processes.zygote_pid not in (None, zygote)
+    assert is_gone(zygote)
+    assert pidfile.is_alive(process)
+
+
 # --- The daemon ------------------------------------------------------------------------------------------
 
 
