@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.benchmarks.lab import Supervisor, parent_of, processes, words_of
 
+KEEP = 16_000_000
+"""Bytes of a log file before the next begins, so that none is dropped meanwhile."""
+
 
 class Scanner(Supervisor):
     """A scanned directory of service directories, each with a `log` beside its `run`."""
@@ -64,6 +67,7 @@ class Runit(Scanner):
     def _describe(self, service: Path, words: Sequence[str], log: Path) -> None:
         _script(service / "run", "#!/bin/sh", "exec 2>&1", f"exec {shlex.join(words)}")
         _script(service / "log" / "run", "#!/bin/sh", f"exec svlogd -tt {log}")
+        (log / "config").write_text(f"s{KEEP}\n")
 
     def stop(self, name: str) -> bool:
         return self.call("sv", "-w", "30", "stop", str(self.services / name))
@@ -85,7 +89,7 @@ class S6(Scanner):
         (service / "lock-fd").write_text("9\n")
         (service / "supervise").mkdir(mode=0o700)
         (service / "supervise" / "service-lock").touch()  # 2.11.3.2 starts nothing if it has to make this
-        _script(service / "log" / "run", shebang, f"s6-log n20 s1000000 T {log}")
+        _script(service / "log" / "run", shebang, f"s6-log n20 s{KEEP} T {log}")
 
     def stop(self, name: str) -> bool:
         return self.call("s6-svc", "-wD", "-T", "30000", "-d", str(self.services / name))
