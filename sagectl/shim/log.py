@@ -23,7 +23,7 @@ class Log:
     def __init__(self, path: str, max_bytes: int, keep: int) -> None:
         self.path, self.max_bytes, self.keep = path, max(max_bytes, 1), keep
         self.fd = -1
-        self.base = self.size = self.dropped = self.lost = 0
+        self.base = self.size = self.dropped = self.lost = self.told = 0
         self.line_start = True
         self.trouble: str | None = None
         self.retry_at = 0.0
@@ -90,9 +90,14 @@ class Log:
         return True
 
     def _fail(self, error: OSError) -> None:
+        text = f"cannot write {self.path}: {error.strerror}; log lines are dropped"
         if self.trouble is None:
-            self.lost = 0
-            self.trouble = f"cannot write {self.path}: {error.strerror}; log lines are dropped"
+            self.lost = self.told = 0
+            self.trouble = text
+            self.report(self.trouble)
+        elif self.lost > 2 * self.told:  # not each time: the trouble may last for days
+            self.told = self.lost
+            self.trouble = f"{text}, {self.lost} bytes so far"
             self.report(self.trouble)
         self.retry_at = time.monotonic() + 1.0
 

@@ -83,6 +83,7 @@ def _remedy(path: Path) -> str:
 def connect(path: Path) -> sqlite3.Connection:
     """Open the database, make it where there is none, and check it. Raises Damaged, Unusable."""
     try:
+        new = not path.exists() or is_empty(path)
         _make_private(path)
         db = sqlite3.connect(path, timeout=_PATIENCE)
     except (OSError, sqlite3.Error) as error:
@@ -90,11 +91,10 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        if new:
+            _furnish(db)
         check(db)
         db.executescript(_SCHEMA)
-        with db:
-            if db.execute("SELECT version FROM meta").fetchone() is None:
-                db.execute("INSERT INTO meta VALUES (?)", (SCHEMA_VERSION,))
     except Damaged:
         db.close()
         raise
@@ -104,22 +104,31 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _furnish(db: sqlite3.Connection) -> None:
+    """Make it one of ours, in the file itself, so that one that lost its -wal file is told from a new one."""
+    db.executescript(_SCHEMA)
+    with db:
+        db.execute("INSERT INTO meta SELECT ? WHERE NOT EXISTS (SELECT * FROM meta)", (SCHEMA_VERSION,))
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def check(db: sqlite3.Connection) -> None:
-    """Raises Damaged for one that is not whole or of another version, sqlite3.Error."""
+    """Raises Damaged for one that is not whole, not ours or of another version, and sqlite3.Error."""
     found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise Damaged(f"it is damaged: {found}")
-    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
-        return
-    row = db.execute("SELECT version FROM meta").fetchone()
-    if row is not None and row[0] != SCHEMA_VERSION:
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    row = db.execute("SELECT version FROM meta").fetchone() if "meta" in tables else None
+    if row is None:
+        raise Damaged("it lacks what every database of sagectl has")
+    if row[0] != SCHEMA_VERSION:
         raise Damaged(f"it has version {row[0]}, this sagectl writes version {SCHEMA_VERSION}")
 
 
 def in_memory() -> sqlite3.Connection:
     """A database that ends with us."""
     db = sqlite3.connect(":memory:")
-    db.executescript(_SCHEMA)
+    _furnish(db)
     return db
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,3 +237,95 @@ def test_a_full_runtime_directory_refuses_new_engines_and_keeps_the_old(daemon: 
     assert daemon.terminate() == 0
     assert sorted(os.listdir(disk.path)) == ["engines", "sagectl.lock"]
     assert os.listdir(disk.path / "engines") == []
+
+
+def cut_in_half(state: Path) -> None:
+    for file in state.glob("sagectl.db*"):
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def emptied(state: Path) -> None:
+    os.truncate(state / "sagectl.db", 0)
+
+
+def without_the_newest(state: Path) -> None:
+    os.truncate(state / "sagectl.db-wal", 0)
+
+
+def torn(state: Path) -> None:
+    for file in state.glob("sagectl.db*"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:3000] + os.urandom(len(whole) - 3000))
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, emptied, without_the_newest, torn])
+def test_a_database_that_lost_a_part_costs_no_engine(daemon: Daemon, damage: Callable[[Path], None]) -> None:
+    """Scenario 17.6: the daemon is killed, and its database loses a part, as in a crash of the machine. A
+    declared engine, which was restarted once, and a transient one run.
+
+    Result: the next daemon adopts both with their counters. It says what became of the database, which it
+    keeps, unless what is left of it is whole; and it answers as ever.
+    """
+    daemon.web()
+    daemon.start()
+    daemon.until_ready("web")
+    daemon.client.define(transient(daemon, "loose"))
+    daemon.until_ready("loose")
+    before = [restarted(daemon, "web"), daemon.show("loose")]
+    daemon.kill()
+    damage(daemon.home / "state")
+    daemon.start()
+    for engine in before:
+        after = daemon.show(engine["name"])
+        for key in ("engine_id", "pid", "port", "restart_count", "transient", "state"):
+            assert after[key] == engine[key], key
+        assert daemon.tree(engine["name"]) == [engine["pid"]]
+    aside = list((daemon.home / "state").glob("*corrupt*"))
+    assert bool(aside) == ("it was set aside as" in trouble(daemon))
+    assert bool(aside) or damage is without_the_newest
+    daemon.client.define(transient(daemon, "late"))
+    daemon.until_ready("late")
+
+
+def removed(state: Path) -> None:
+    for file in state.glob("sagectl.db*"):
+        file.unlink()
+
+
+def removed_as_a_whole(state: Path) -> None:
+    shutil.rmtree(state)
+
+
+@pytest.mark.parametrize("damage", [removed, removed_as_a_whole, emptied])
+def test_a_database_lost_under_a_living_daemon_is_made_again(
+    daemon: Daemon, damage: Callable[[Path], None]
+) -> None:
+    """Scenario 17.7: somebody removes or truncates the database while the daemon runs; then an engine is
+    killed. Later the daemon is killed, another one starts.
+
+    Result: an event says what happened; the next daemon knows everything: counters, transient engines, what
+    was disabled and stopped.
+    """
+    daemon.configure(daemon.web_engine("web", free_port()) + daemon.web_engine("off", free_port()))
+    daemon.start()
+    daemon.until_ready("web", "off")
+    daemon.client.define(transient(daemon, "loose"))
+    daemon.until_ready("loose")
+    daemon.client.disable("off")
+    daemon.client.stop("off", wait=20)
+    damage(daemon.home / "state")
+    assert restarted(daemon, "web")["restart_count"] == 1
+    said = daemon.expect_event("state-trouble")["text"]
+    assert "truncated under the daemon" in said or "removed under the daemon" in said
+    assert trouble(daemon) == said
+    before = {e["name"]: e["engine_id"] for e in daemon.client.engines()}
+    daemon.client.stop("loose", wait=20)
+    daemon.kill()
+    daemon.start()
+    daemon.until_ready("web")
+    assert trouble(daemon) == ""
+    assert {e["name"]: e["engine_id"] for e in daemon.client.engines()} == before
+    assert daemon.show("web")["restart_count"] == 1
+    off, loose = daemon.show("off"), daemon.show("loose")
+    assert (off["autostart"], off["state"], loose["state"]) == (False, "inactive", "inactive")
+    assert "state-trouble" in kinds_of_events(daemon)

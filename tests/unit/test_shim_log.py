@@ -101,6 +101,21 @@ def test_a_full_disk_drops_and_counts_and_says_so_once(tmp_path: Path) -> None:
     assert "No space left" in said[0]
 
 
+def test_a_loss_that_goes_on_is_told_each_time_it_has_doubled(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.symlink_to("/dev/full")
+    log = Log(str(path), 1000, 3)
+    said: list[str] = []
+    log.report = said.append
+    for _ in range(100):
+        log.write(b"0123456789")
+        log.retry_at = 0.0
+    told = [int(text.rpartition(", ")[2].split()[0]) for text in said[1:]]
+    assert told == [10, 30, 70, 150, 310, 630]
+    assert all(text.endswith(" bytes so far") for text in said[1:])
+    assert log.trouble == said[-1]
+
+
 def test_when_there_is_room_again_the_log_tells_its_gap(tmp_path: Path) -> None:
     path = tmp_path / "directory" / "a.log"
     log = Log(str(path), 1000, 3)
