@@ -74,7 +74,11 @@ class Runit(Scanner):
 
 
 class S6(Scanner):
-    """s6-svscan with s6-log, and `lock-fd` against a second instance."""
+    """s6-svscan with s6-log, each engine in execline.
+
+    Without `lock-fd`, which would prevent a second instance: 2.11.3.2 starts nothing if it has to make that
+    lock's file, and where the file is there s6-supervise itself holds the lock, which ends with it.
+    """
 
     name = "s6"
     needs = ("s6-svscan", "s6-supervise", "s6-svc", "s6-log", "execlineb")
@@ -86,9 +90,6 @@ class S6(Scanner):
     def _describe(self, service: Path, words: Sequence[str], log: Path) -> None:
         shebang = f"#!{shutil.which('execlineb')} -P"
         _script(service / "run", shebang, "fdmove -c 2 1", shlex.join(words))
-        (service / "lock-fd").write_text("9\n")
-        (service / "supervise").mkdir(mode=0o700)
-        (service / "supervise" / "service-lock").touch()  # 2.11.3.2 starts nothing if it has to make this
         _script(service / "log" / "run", shebang, f"s6-log n20 s{KEEP} T {log}")
 
     def stop(self, name: str) -> bool:

@@ -49,7 +49,7 @@ def test_many(kind: type[Supervisor], round_: int, table: Table) -> None:
         table.add("processes that supervise them", kind.name, len(pids))
         table.add("processor when idle, % of a core", kind.name, idle_percent(pids, sized(4, 0) + 0.2))
         # From a second of life on none of them takes it for an engine that cannot start.
-        times = respawns(one, sized(3, 1), pause=sized(11, 2) / 10, patience=6)
+        times = respawns(one, sized(3, 1), pause=sized(11, 2) / 10, patience=4)
         table.add("kill -9 of an engine to its replacement, ms", kind.name, *times)
 
 
