@@ -60,6 +60,8 @@ class Engine(TypedDict):
     nice: int | None
     oom_score_adjust: int | None
     cpu_affinity: list[int] | None
+    memory_max: int | None
+    cpu_weight: int | None
     mode: str
     group: str
     transient: bool

@@ -80,6 +80,8 @@ _ENGINE = _object(
             {"type": "integer", "minimum": -1000, "maximum": 1000}, "null: the daemon's"
         ),
         "cpu_affinity": _or_null(_list(COUNT), "null: any CPU"),
+        "memory_max": _or_null({"type": "integer", "minimum": 1}, "bytes of its whole tree; null: no limit"),
+        "cpu_weight": _or_null({"type": "integer", "minimum": 1, "maximum": 10000}, "null: 100, as others"),
         "mode": _one_of(mode.value for mode in Mode),
         "group": _said(TEXT, "the name that addresses all replicas; empty for an engine without replicas"),
         "transient": _said(FLAG, "defined through this API, not by the configuration"),

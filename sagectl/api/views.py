@@ -54,6 +54,8 @@ def engine_json(
         "nice": spec.nice,
         "oom_score_adjust": spec.oom_score_adjust,
         "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
+        "memory_max": spec.memory_max,
+        "cpu_weight": spec.cpu_weight,
         "mode": spec.mode.value,
         "group": spec.group,
         "transient": engine.transient,

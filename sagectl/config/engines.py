@@ -257,6 +257,8 @@ def specs(
         nice=table.nice,
         oom_score_adjust=table.oom_score_adjust,
         cpu_affinity=table.cpu_affinity,
+        memory_max=table.memory_max,
+        cpu_weight=table.cpu_weight,
         autostart=table.autostart,
         priority=Priority(table.priority),
         depends_on=tuple(dict.fromkeys(table.depends_on)),

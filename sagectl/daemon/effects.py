@@ -163,7 +163,11 @@ class Effects:
             nice=engine.spec.nice,
             oom_score_adjust=engine.spec.oom_score_adjust,
             cpu_affinity=engine.spec.cpu_affinity,
+            memory_max=engine.spec.memory_max,
+            cpu_weight=engine.spec.cpu_weight,
         )
+        for lacking in self._shims.unenforced(order):
+            self._note(engine.name, "not-enforced", lacking, "warning")
         self._measured.pop(engine.id, None)
         self._shims.launch(engine.name, order)
 

@@ -11,6 +11,7 @@ import time
 from sagectl.shim import oom, shared, tree
 from sagectl.shim.channel import Loop
 from sagectl.shim.files import lock_alone, read_json, sound, write_file, write_json
+from sagectl.shim.group import Group
 from sagectl.shim.launch import LaunchError, start
 from sagectl.shim.log import Log
 from sagectl.shim.orders import check_launch, generation_of
@@ -48,8 +49,12 @@ class Engine:
     tell: sends the daemon a message. drain: puts what the engine has written into the log.
     """
 
-    def __init__(self, name: str, directory: str, loop: Loop, log: Log, tell: Callable[..., None]) -> None:
+    def __init__(
+        self, name: str, directory: str, loop: Loop, log: Log, tell: Callable[..., None], group: Group
+    ) -> None:
         self.name, self.directory, self.loop, self.log, self.tell = name, directory, loop, log, tell
+        self.group = group
+        self.group_kills = 0  # for memory, in its group, when it started
         self.drain: Callable[[], None] = lambda: None
         self.boot_id = tree.boot_id()
         self.generation = 0
@@ -147,6 +152,8 @@ class Engine:
         self.ready = self.killing = self.kill_sent = False
         self.shared, self.seen, self.next_memory = {}, set(), 0.0
         self.tell(op="started", generation=self.generation, **{key: self.started[key] for key in IDENTITY})
+        self.group.join(tree.living([pid]), order)
+        self.group_kills = self.group.oom_kills()
         self.oom_before = tree.oom_kills()
         self.oom_lately = self.oom_before, self.oom_before
 
@@ -221,6 +228,7 @@ class Engine:
         if self.adopted:
             roots = [*tree.marked(self.directory, self.started.get("pid", -1), self.main_since)]
             roots += [pid for pid, since in self.known.items() if tree.start_time(pid) == since]
+            roots += self.group.pids()
             found |= tree.living(roots)
             found.pop(os.getpid(), None)
             self.known = found
@@ -312,6 +320,8 @@ class Engine:
         """Whether it ended because the kernel killed it, or one of its tree, for memory."""
         if status == 0 or self.kill_sent:
             return {"oom": False}
+        if self.group.oom_kills() > self.group_kills:
+            return {"oom": True}
         count = tree.oom_kills()
         if count <= self.oom_before:
             return {"oom": False}
@@ -370,9 +380,14 @@ class Engine:
     def kill_round(self) -> None:
         """If we are killing: kill whoever lives, and look again soon, they may have forked in between."""
         if self.killing:
-            spare = time.monotonic() < self.spare_until
-            for pid, since in self.members().items():
-                if not (spare and shared.is_tracker(pid)):
+            members = self.members()
+            spared = set[int]()
+            if time.monotonic() < self.spare_until:
+                spared = {pid for pid in members if shared.is_tracker(pid)}
+            if not spared:
+                self.group.kill()
+            for pid, since in members.items():
+                if pid not in spared:
                     tree.kill_verified(pid, since, signal.SIGKILL)
         self.look()
         if not self.killing or not self.occupied:

@@ -12,6 +12,7 @@ import pytest
 from sagectl.shim import oom, tree
 from sagectl.shim.channel import Loop
 from sagectl.shim.engine import Engine
+from sagectl.shim.group import Group
 from sagectl.shim.log import Log
 from sagectl.shim.oom import Victim, victim_of
 
@@ -92,7 +93,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """One whose process 100 has a worker 101, and during whose life the kernel killed once for memory."""
     monkeypatch.chdir(tmp_path)
     log = Log(str(tmp_path / "log"), 1 << 20, 1)
-    made = Engine("chat", str(tmp_path), Loop(), log, lambda **message: None)
+    made = Engine("chat", str(tmp_path), Loop(), log, lambda **message: None, Group(None, "chat"))
     made.main, made.seen, made.oom_before, made.oom_lately = 100, {101}, 4, (4, 5)
     monkeypatch.setattr(tree, "oom_kills", lambda: 5)
     return made
