@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from sagectl.config.paths import Paths, prepare
 from sagectl.errors import SagectlError
 from sagectl.system.journal import Journal
 from sagectl.system.processes import Processes
 
-if TYPE_CHECKING:
-    from sagectl.api.server import ApiServer
-
 log = logging.getLogger("sagectld")
+
+
+class Reachable(Protocol):
+    """The API's server, as far as it can be found."""
+
+    def reachable(self) -> bool:
+        """The socket is where clients look for it."""
+        ...
+
+    async def reopen(self) -> None:
+        """Make the socket again. Raises DaemonRefusal."""
+        ...
 
 
 class Guard:
     """Of the runtime directory."""
 
-    def __init__(self, paths: Paths, journal: Journal, api: ApiServer, processes: Processes) -> None:
+    def __init__(self, paths: Paths, journal: Journal, api: Reachable, processes: Processes) -> None:
         self._paths, self._journal = paths, journal
         self._api, self._processes = api, processes
         self._trouble = ""

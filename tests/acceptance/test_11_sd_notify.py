@@ -20,7 +20,7 @@ def test_the_daemon_tells_systemd_how_it_is(daemon: Daemon) -> None:
     pid = daemon.start()
     ready = daemon.notified[-1].splitlines()
     assert f"MAINPID={pid}" in ready
-    assert any(line.startswith("STATUS=1 engines") for line in ready)
+    assert any(line.startswith("STATUS=1 engine") for line in ready)
     while "1 active" not in daemon.expect_notification("STATUS="):
         pass
     daemon.client.stop("web")

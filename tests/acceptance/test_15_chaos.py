@@ -239,6 +239,7 @@ class Chaos:
         left = [pid for name in ENGINES for pid in (*self.daemon.tree(name), *shims(self.daemon, name))]
         assert self.daemon.terminate() == 0
         for pid in left:
+            print(f"awaiting the end of {pid}: {_title(pid)!r}")
             await_end(pid)
         assert not [pid for name in ENGINES for pid in self.daemon.tree(name) if is_alive(pid)]
 
