@@ -11,7 +11,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import pytest
 from sagectl.errors import Unkept
 from sagectl.system.processes import PR_SET_CHILD_SUBREAPER
 from tests.acceptance.disks import disk_on
-from tests.acceptance.harness import Daemon, free_port, kill, server_command
+from tests.acceptance.harness import PROGRAMS, Daemon, free_port, kill, server_command
 from tests.acceptance.listening import FollowedLog
 
 
@@ -473,5 +476,72 @@ def test_a_recycled_process_id_is_nobody_of_ours(
     assert daemon.tree("web") == [after["pid"]]
     assert daemon.cli("restart", "web").returncode == 0
     assert daemon.cli("stop", "web").returncode == 0
+    assert daemon.tree("web") == []
+    assert daemon.terminate() == 0
+
+
+YEAR = 365 * 86400
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_wall_clock_that_jumps_moves_nothing_but_what_people_read(daemon: Daemon, jump: int) -> None:
+    """Scenario 17.10: the wall clock jumps by a year while one engine is ready, one loads, one waits between
+    two restarts, and one is near its start limit. The daemon is killed and started; then an engine is stopped
+    that ignores SIGTERM.
+
+    Result: uptime, backoff, start limit, startup and stop timeouts are as ever; only times of day are others.
+    """
+    clock = daemon.home / "clock"
+    clock.write_text("0")
+    daemon.environ["CLOCK"] = str(clock)
+    daemon.program = [sys.executable, str(PROGRAMS / "shifted_clock.py")]
+    go = daemon.home / "go"
+    late = '{ http = "/health", interval = 0.2, timeout = 2, startup_timeout = 60 }'
+    limit = "{ delay = 0, limit = 2, window = 600 }"
+    daemon.configure(
+        daemon.web_engine("web", free_port(), "--ignore-term", stop="{ drain = 0, timeout = 2 }")
+        + daemon.web_engine("loading", free_port(), "--late", str(go), probe=late)
+        + daemon.web_engine("waiting", free_port(), restart="{ delay = 4, limit = 0 }")
+        + daemon.web_engine("limited", free_port(), restart=limit)
+    )
+    daemon.start()
+    [web, waiting, _] = daemon.until_ready("web", "waiting", "limited")
+    daemon.until_state("loading", "starting")
+    restarted(daemon, "limited")
+    kill(waiting["pid"] or 0)
+    daemon.until_state("waiting", "backoff")
+    began = time.monotonic()
+
+    clock.write_text(str(jump))
+    daemon.until("waiting", lambda e: e["substate"] == "ready", "the end of the backoff")
+    assert 2.5 < time.monotonic() - began < 15
+    assert restarted(daemon, "limited")["restart_count"] == 2
+    kill(daemon.show("limited")["pid"] or 0)
+    assert "2 restarts within 600 s" in daemon.until_state("limited", "start-limit")["reason"]
+    assert daemon.show("loading")["substate"] == "starting"
+    after = daemon.show("web")
+    assert (after["pid"], after["restart_count"], after["substate"]) == (web["pid"], 0, "ready")
+    elapsed = time.monotonic() - began
+    assert elapsed < (after["uptime_seconds"] or 0) < elapsed + 30
+    assert daemon.client.status()["control_plane"]["uptime_seconds"] < elapsed + 30
+    newest = next(daemon.client.events(tail=1))["at"]
+    assert abs(datetime.fromisoformat(newest).timestamp() - time.time() - jump) < 3600
+    assert daemon.cli("status", "web").returncode == 0
+    ids = [event["id"] for event in daemon.client.events(tail=999)]
+    assert ids == list(range(1, len(ids) + 1))
+
+    daemon.kill()
+    daemon.start()
+    [adopted] = daemon.until_ready("web")
+    assert adopted["pid"] == web["pid"]
+    assert adopted["started_at"] == web["started_at"]
+    elapsed = time.monotonic() - began
+    assert elapsed < (adopted["uptime_seconds"] or 0) < elapsed + 30
+    assert daemon.show("limited")["substate"] == "start-limit"
+    go.touch()
+    daemon.until_ready("loading")
+    began = time.monotonic()
+    daemon.client.stop("web", wait=30)
+    assert 1.5 < time.monotonic() - began < 15
     assert daemon.tree("web") == []
     assert daemon.terminate() == 0
