@@ -198,3 +198,31 @@ def test_a_daemon_that_does_not_look_changes_nothing_for_engines(
         assert daemon.tree(name) == [engine["pid"]]
     tail = b"".join(daemon.client.logs("flood", tail=500))
     assert [int(line[5:14]) for line in tail.splitlines()] == list(range(lines - 500, lines))
+
+
+def test_a_flood_of_notifications_delays_nobody_else(daemon: Daemon) -> None:
+    """Scenario 18.4: an engine tells its status by sd_notify without pause for three seconds, some ten
+    thousand times a second.
+
+    Result: the API answers as ever, another engine's probes do not fail, and in the end the last word holds.
+    """
+    daemon.configure(daemon.engine("babble", "babble.py", "3") + daemon.web_engine("web", free_port()))
+    daemon.start()
+    daemon.until_ready("web", "babble")
+    taken = latencies(daemon.client, 2.5)
+    count = daemon.mailbox.expect("babbled")
+    p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
+    print(f"{count} words, {len(taken)} requests: p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms")
+    assert p99 < 0.25
+    wait_for(lambda: daemon.show("babble")["reason"].startswith(f"word {count} "), daemon)
+    for name in ("web", "babble"):
+        engine = daemon.show(name)
+        assert (engine["state"], engine["restart_count"]) == ("active", 0)
+
+
+def wait_for(holds: Callable[[], bool], daemon: Daemon) -> None:
+    """A status is no event: it can only be looked at."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, daemon.client.engines()
+        time.sleep(0.01)
