@@ -3,12 +3,16 @@ the daemon keeps a bounded number of them and a bounded amount of memory for eac
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import logging
 import select
 import socket
 import sys
+import termios
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -70,7 +74,7 @@ class Connection(web.RequestHandler):
         self.streaming = False
         self.quiet_since = loop.time()
         self.first_byte: float | None = None
-        self.unread = (0, loop.time())
+        self.unread = (0, 0, loop.time())
 
     @property
     def peer(self) -> Peer:
@@ -154,6 +158,14 @@ def hung_up(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), 0)
     return bool(poll.poll(0))
+
+
+def queued_for(transport: asyncio.Transport) -> int:
+    """What the kernel holds for the peer, in its own units; it changes whenever the peer reads."""
+    number = array.array("i", [0])
+    with suppress(OSError):
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, number)
+    return number[0]
 
 
 def _raw(error: SagectlError) -> bytes:
@@ -276,11 +288,12 @@ class Door:
     def _look_at(self, connection: Connection, now: float) -> None:
         line = connection.line
         assert line is not None
-        waiting = line.get_write_buffer_size()
-        before, since = connection.unread
-        if waiting == 0 or waiting < before:
+        waiting, queued = line.get_write_buffer_size(), queued_for(line)
+        waited, before, since = connection.unread
+        # Of a log that never ends there may always be as much left as before: the kernel's queue tells then.
+        if waiting == 0 or waiting < waited or queued != before:
             since = now
-        connection.unread = (waiting, since)
+        connection.unread = (waiting, queued, since)
         stalled = now - since > self.limits.stalled
         if stalled or (connection.half_closed and hung_up(line)):
             line.abort()

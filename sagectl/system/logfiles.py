@@ -17,6 +17,8 @@ from sagectl.system.inotify import Changes
 
 _CHUNK = 65536
 MAX_TAIL = 16 << 20
+_LOOKS = 5  # at files that are being rotated, for a look at which they are not
+_MISSED = b"[sagectl: %d bytes of log were rotated away before they could be shown]\n"
 
 
 @contextmanager
@@ -129,10 +131,13 @@ def last_lines_since(
     return tuple(line.rstrip("\r").rpartition("\r")[2] for line in lines[-max_lines:])
 
 
-def _starts(path: str, files: list[FileIO]) -> list[int]:
+def _starts(path: str, files: list[FileIO], *, certain: bool = False) -> list[int]:
     """The position of each file's first byte, in the order of `files`; [] where nobody noted it.
 
     The note names the inode it is about: in the middle of a rotation that is no longer the newest.
+
+    Args:
+        certain: [] also where it is about none of `files`, because the log was rotated since.
     """
     try:
         note = json.loads(Path(f"{path}.state").read_bytes())
@@ -140,6 +145,8 @@ def _starts(path: str, files: list[FileIO]) -> list[int]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     inodes = [os.fstat(file.fileno()).st_ino for file in files]
+    if certain and inode not in inodes:
+        return []
     known = inodes.index(inode) if inode in inodes else 0
     starts = [0] * len(files)
     for index in range(known, len(files)):
@@ -153,7 +160,8 @@ async def follow(path: str | Path, lines: int | None = 0) -> AsyncIterator[bytes
     """What is logged from now on, as it comes, after the last `lines` lines (None: everything kept).
 
     Endless; waits for a log that does not exist yet. Across rotations nothing is lost or repeated,
-    unless the reader is so slow that a file is deleted before its turn. Close it with `aclose`.
+    unless the reader is so slow that a file is deleted before its turn: then a line says how much
+    is missing. Close it with `aclose`.
     """
     path = str(path)
     changes = Changes()
@@ -162,17 +170,22 @@ async def follow(path: str | Path, lines: int | None = 0) -> AsyncIterator[bytes
         file = await asyncio.to_thread(_begin, path, lines)
         if file is None:
             file = await _appeared(path, changes)
+        start = await asyncio.to_thread(_start_of, path, file)
         changes.watch_file(file.fileno())
+        data = b""
         while True:
             rotated = not _is_current(path, file)
             # Read after that look: what was written before the rotation is all there.
-            while data := file.read(_CHUNK):
-                yield data
+            while piece := file.read(_CHUNK):
+                yield (data := piece)
                 await asyncio.sleep(0)
             if rotated:
-                following = await _next(path, file, changes)
+                end = None if start is None else start + _size(file)
+                following, start = await _next(path, file, end, changes)
                 file.close()
                 file = following
+                if start is not None and end is not None and start > end:
+                    yield (b"\n" if data[-1:] != b"\n" else b"") + _MISSED % (start - end)
                 changes.watch_file(file.fileno())
             elif _size(file) < file.tell():
                 file.seek(0)  # somebody truncated it
@@ -194,10 +207,10 @@ async def _appeared(path: str, changes: Changes) -> FileIO:
             await changes.wait()
 
 
-async def _next(path: str, file: FileIO, changes: Changes) -> FileIO:
-    """The file that was begun after this one, once it is there."""
+async def _next(path: str, file: FileIO, end: int | None, changes: Changes) -> tuple[FileIO, int | None]:
+    """The file that was begun after this one, once it is there, and the position of its first byte."""
     changes.watch_directory(os.path.dirname(path) or ".")
-    while (following := _newer(path, file)) is None:
+    while (following := _newer(path, file, end)) is None:
         if _inode(path) is not None:
             await asyncio.sleep(0)  # it moved while we looked: look again
         else:
@@ -227,27 +240,60 @@ def _inode(path: str) -> int | None:
         return None
 
 
-def _newer(path: str, file: FileIO) -> FileIO | None:
-    """The file that was begun after this one; None where there is none yet."""
+def _newer(path: str, file: FileIO, end: int | None) -> tuple[FileIO, int | None] | None:
+    """The file that was begun after this one, and the position of its first byte; None: look again.
+
+    Args:
+        end: the position of the byte after this file's last one, None where it is not known.
+    """
     mine = os.fstat(file.fileno())
     number, missing = 1, 0
     while missing < 2:
         inode = _inode(_numbered(path, number))
         if inode == mine.st_ino:
-            return _open_before(path, number, mine.st_ino)
+            following = _open_before(path, number, mine.st_ino)
+            return None if following is None else (following, end)
         missing = missing + 1 if inode is None else 0
         number += 1
-    # It was deleted: go on with the oldest one that was written to later.
+    # It was deleted: go on with the oldest one that was begun later.
+    found = None if end is None else _begun_at(path, end)
+    return found or _written_since(path, number, mine.st_mtime_ns)
+
+
+def _begun_at(path: str, position: int) -> tuple[FileIO, int] | None:
+    """The oldest file that begins there or later, and where it begins; None where nobody can tell."""
+    for _ in range(_LOOKS):
+        with _opened(path) as files:
+            starts = _starts(path, files, certain=True)
+            later = [(start, file) for start, file in zip(starts, files, strict=False) if start >= position]
+            if later:
+                start, file = min(later, key=lambda found: found[0])
+                return FileIO(os.dup(file.fileno())), start
+    return None
+
+
+def _written_since(path: str, number: int, mtime: int) -> tuple[FileIO, None] | None:
     for older in range(number, 0, -1):
         try:
-            if os.stat(_numbered(path, older)).st_mtime_ns >= mine.st_mtime_ns:
-                return FileIO(_numbered(path, older))
+            if os.stat(_numbered(path, older)).st_mtime_ns >= mtime:
+                return FileIO(_numbered(path, older)), None
         except FileNotFoundError:
             continue
     try:
-        return FileIO(path)
+        return FileIO(path), None
     except FileNotFoundError:
         return None
+
+
+def _start_of(path: str, file: FileIO) -> int | None:
+    """The position of this file's first byte; None where nobody can tell."""
+    mine = os.fstat(file.fileno()).st_ino
+    for _ in range(_LOOKS):
+        with _opened(path) as files:
+            for start, one in zip(_starts(path, files, certain=True), files, strict=False):
+                if os.fstat(one.fileno()).st_ino == mine:
+                    return start
+    return None
 
 
 def _open_before(path: str, number: int, inode: int) -> FileIO | None:

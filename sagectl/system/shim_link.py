@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +75,42 @@ class Link:
         except OSError:
             data = b""
         self._incoming += data
-        wrong = ""
-        while self._sock.fileno() >= 0:
-            try:
-                message = take(self._incoming)
-                known = message is not None and is_known(message)
-            except ValueError as error:
-                wrong = str(error)
-                break
-            if message is None:
-                break
-            if known:
-                self._on_message(message)
+        messages, wrong = self._taken()
+        for message in current(messages):
+            if self._sock.fileno() < 0:
+                return
+            self._on_message(message)
         if (wrong or not data) and self._sock.fileno() >= 0:
             self.close()
             self._on_close(wrong)
+
+    def _taken(self) -> tuple[list[dict[str, Any]], str]:
+        """The whole messages that have come and are known, and what makes no sense after them."""
+        messages = []
+        try:
+            while (message := take(self._incoming)) is not None:
+                if is_known(message):
+                    messages.append(message)
+        except ValueError as error:
+            return messages, str(error)
+        return messages, ""
+
+
+def current(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without each word of an engine's status that another one among them replaces.
+
+    An engine may say what it does many thousand times a second.
+    """
+    replaced: set[int] = set()
+    kept = []
+    for message in reversed(messages):
+        fields = message["fields"] if message["op"] == "notify" else {}
+        if fields.keys() == {"STATUS"} and message["generation"] in replaced:
+            continue
+        if "STATUS" in fields:
+            replaced.add(message["generation"])
+        kept.append(message)
+    return kept[::-1]
 
 
 def connect(directory: Path) -> socket.socket:

@@ -240,12 +240,16 @@ class Daemon:
         """End everything that was started on this directory, and remove it."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        left = self.pids(lambda pid: self._is_ours(pid))
+        left = self.pids(lambda pid: self.is_ours(pid))
         while left:  # whoever forks while we look is found by the next look
             kill(*left)
+<<<<<<< HEAD
             left = self.pids(lambda pid: self._is_ours(pid))
         if (root := groups.mount()) is not None:
             groups.remove(root / groups.name_of(self.home / "run" / "engines"))
+=======
+            left = self.pids(lambda pid: self.is_ours(pid))
+>>>>>>> helper-state
         self.mailbox.close()
         self._notify.close()
         self._log.close()
@@ -261,7 +265,8 @@ class Daemon:
         """The living processes, ourselves left out, of which this holds."""
         return [pid for pid in all_pids() if pid != os.getpid() and is_alive(pid) and wanted(pid)]
 
-    def _is_ours(self, pid: int) -> bool:
+    def is_ours(self, pid: int) -> bool:
+        """It is an engine, a shim or a zygote of this directory, or was left by one."""
         return bool(self._mark(pid)) or self._cwd(pid).startswith(f"{self.home}/")
 
     def _cwd(self, pid: int) -> str:

@@ -5,18 +5,25 @@ What has to be refused is refused with the reason, and all the rest goes on.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagectl.errors import Unkept
+from sagectl.system.processes import PR_SET_CHILD_SUBREAPER
 from tests.acceptance.disks import disk_on
-from tests.acceptance.harness import Daemon, free_port, kill, server_command
+from tests.acceptance.harness import PROGRAMS, Daemon, free_port, kill, server_command
 from tests.acceptance.listening import FollowedLog
 
 
@@ -329,3 +336,212 @@ def test_a_database_lost_under_a_living_daemon_is_made_again(
     off, loose = daemon.show("off"), daemon.show("loose")
     assert (off["autostart"], off["state"], loose["state"]) == (False, "inactive", "inactive")
     assert "state-trouble" in kinds_of_events(daemon)
+
+
+def power_loss(daemon: Daemon) -> None:
+    """End all that runs at once, as if the machine had no power: nobody notes anything."""
+    assert daemon.process is not None
+    daemon.process.kill()
+    while left := daemon.pids(daemon.is_ours):
+        kill(*left)
+    daemon.process.wait()
+
+
+def another_boot(daemon: Daemon) -> None:
+    """Have the next daemon, and all that it starts, live in another boot."""
+    file = daemon.home / "boot_id"
+    file.write_text("00000000-1111-2222-3333-444444444444\n")
+    bind = ["unshare", "--mount", "sh", "-ec", 'mount --bind "$0" /proc/sys/kernel/random/boot_id; exec "$@"']
+    tried = subprocess.run([*bind, str(file), "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"another boot cannot be feigned here: {tried.stderr.strip()}")
+    daemon.program = [*bind, str(file), *daemon.program]
+
+
+def recycled(pid: int) -> subprocess.Popen[bytes]:
+    """A process of somebody else that has the number of one that is gone.
+
+    Needs `bystanders`: the number of a process is free only when that was reaped.
+    """
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    try:
+        for _ in range(100):
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+            process = subprocess.Popen(["/bin/sleep", "1000"])
+            if process.pid == pid:
+                return process
+            process.kill()
+            process.wait()
+    except OSError as error:
+        pytest.skip(f"nobody may choose process ids here: {error}")
+    pytest.skip("others start so many processes that a certain id cannot be had")
+
+
+@pytest.fixture
+def bystanders() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that must live to the end. Meanwhile orphans are ours to reap."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    found: list[subprocess.Popen[bytes]] = []
+    yield found
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ended = [process.pid for process in found if process.poll() is not None]
+    for process in found:
+        process.kill()
+        process.wait()
+    assert ended == []
+
+
+@pytest.mark.parametrize("runtime", ["is gone", "is of the last boot"])
+def test_a_reboot_starts_what_shall_run_and_touches_nobody(
+    daemon: Daemon, runtime: str, bystanders: list[subprocess.Popen[bytes]]
+) -> None:
+    """Scenario 17.8: the machine loses power and boots again, with the runtime directory gone (a tmpfs) or as
+    it was. Process ids of the last boot belong to others now.
+
+    Result: what is wanted runs, once, and transient engines too; what a user started only for that boot, or
+    disabled, does not; start limits and backoffs of the last boot are void. Ids stay; nobody is signalled.
+    """
+    slow = '{ policy = "on-failure", delay = "10min", max_delay = "10min" }'
+    once = '{ policy = "on-failure", delay = 0, limit = 1 }'
+    manual = daemon.web_engine("manual", free_port(), autostart=False)
+    crashing = {"probe": "{ tcp = true }", "port": free_port()}
+    daemon.configure(
+        daemon.web_engine("web", free_port())
+        + manual
+        + daemon.web_engine("off", free_port())
+        + daemon.engine("waiting", "crash.py", "1", restart=slow, **crashing)
+        + daemon.engine("limited", "crash.py", "1", restart=once, **{**crashing, "port": free_port()})
+    )
+    daemon.start()
+    daemon.client.start("manual")
+    daemon.client.define(transient(daemon, "loose"))
+    daemon.until_ready("web", "off", "manual", "loose")
+    daemon.client.disable("off")
+    daemon.until_state("waiting", "backoff")
+    daemon.until_state("limited", "start-limit")
+    restarted(daemon, "web")
+    before = {e["name"]: e for e in daemon.client.engines()}
+    power_loss(daemon)
+    for name in ("web", "loose", "manual"):
+        bystanders.append(recycled(before[name]["pid"] or 0))
+    if runtime == "is gone":
+        shutil.rmtree(daemon.home / "run")
+    another_boot(daemon)
+    daemon.start()
+    for engine in daemon.until_ready("web", "loose"):
+        assert engine["pid"] != before[engine["name"]]["pid"]
+        assert engine["uptime_seconds"] < 30
+        assert daemon.tree(engine["name"]) == [engine["pid"]]
+        number = (daemon.home / "run" / "engines" / f"{engine['name']}.pid").read_text()
+        assert int(number) == engine["pid"]
+    assert daemon.until_state("waiting", "backoff")["consecutive_failures"] == 1  # it was tried again, once
+    daemon.until_state("limited", "start-limit")
+    after = {e["name"]: e for e in daemon.client.engines()}
+    assert {name: e["engine_id"] for name, e in after.items()} == {
+        name: e["engine_id"] for name, e in before.items()
+    }
+    for name in ("manual", "off"):
+        assert (after[name]["state"], after[name]["pid"]) == ("inactive", None)
+        assert not (daemon.home / "run" / "engines" / f"{name}.pid").exists()
+    assert trouble(daemon) == ""
+    assert daemon.cli("start", "manual").returncode == 0
+    daemon.kill()
+    daemon.start()
+    assert daemon.show("manual")["state"] == "active"
+    assert daemon.terminate() == 0
+
+
+def test_a_recycled_process_id_is_nobody_of_ours(
+    daemon: Daemon, bystanders: list[subprocess.Popen[bytes]]
+) -> None:
+    """Scenario 17.9: the daemon, a shim and its engine are killed, and processes of somebody else get their
+    numbers. Another daemon starts, the engine is restarted and stopped.
+
+    Result: an end that nobody saw, counted as a failure; one new process; the strangers live.
+    """
+    daemon.web()
+    first = daemon.start()
+    [before] = daemon.until_ready("web")
+    assert before["pid"] is not None
+    shim = daemon.shim("web")
+    daemon.kill()
+    kill(shim, before["pid"])
+    bystanders += [recycled(pid) for pid in (before["pid"], shim, first)]
+    daemon.start()
+    after = daemon.until("web", lambda e: e["substate"] == "ready" and e["pid"] != before["pid"], "a new one")
+    assert after["restart_count"] == 1
+    assert after["last_exit"] == {"code": None, "signal": None, "oom_kill": False}
+    assert daemon.tree("web") == [after["pid"]]
+    assert daemon.cli("restart", "web").returncode == 0
+    assert daemon.cli("stop", "web").returncode == 0
+    assert daemon.tree("web") == []
+    assert daemon.terminate() == 0
+
+
+YEAR = 365 * 86400
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_wall_clock_that_jumps_moves_nothing_but_what_people_read(daemon: Daemon, jump: int) -> None:
+    """Scenario 17.10: the wall clock jumps by a year while one engine is ready, one loads, one waits between
+    two restarts, and one is near its start limit. The daemon is killed and started; then an engine is stopped
+    that ignores SIGTERM.
+
+    Result: uptime, backoff, start limit, startup and stop timeouts are as ever; only times of day are others.
+    """
+    clock = daemon.home / "clock"
+    clock.write_text("0")
+    daemon.environ["CLOCK"] = str(clock)
+    daemon.program = [sys.executable, str(PROGRAMS / "shifted_clock.py")]
+    go = daemon.home / "go"
+    late = '{ http = "/health", interval = 0.2, timeout = 2, startup_timeout = 60 }'
+    limit = "{ delay = 0, limit = 2, window = 600 }"
+    daemon.configure(
+        daemon.web_engine("web", free_port(), "--ignore-term", stop="{ drain = 0, timeout = 2 }")
+        + daemon.web_engine("loading", free_port(), "--late", str(go), probe=late)
+        + daemon.web_engine("waiting", free_port(), restart="{ delay = 4, limit = 0 }")
+        + daemon.web_engine("limited", free_port(), restart=limit)
+    )
+    daemon.start()
+    [web, waiting, _] = daemon.until_ready("web", "waiting", "limited")
+    daemon.until_state("loading", "starting")
+    restarted(daemon, "limited")
+    kill(waiting["pid"] or 0)
+    daemon.until_state("waiting", "backoff")
+    began = time.monotonic()
+
+    clock.write_text(str(jump))
+    daemon.until("waiting", lambda e: e["substate"] == "ready", "the end of the backoff")
+    assert 2.5 < time.monotonic() - began < 15
+    assert restarted(daemon, "limited")["restart_count"] == 2
+    kill(daemon.show("limited")["pid"] or 0)
+    assert "2 restarts within 600 s" in daemon.until_state("limited", "start-limit")["reason"]
+    assert daemon.show("loading")["substate"] == "starting"
+    after = daemon.show("web")
+    assert (after["pid"], after["restart_count"], after["substate"]) == (web["pid"], 0, "ready")
+    elapsed = time.monotonic() - began
+    assert elapsed < (after["uptime_seconds"] or 0) < elapsed + 30
+    assert daemon.client.status()["control_plane"]["uptime_seconds"] < elapsed + 30
+    newest = next(daemon.client.events(tail=1))["at"]
+    assert abs(datetime.fromisoformat(newest).timestamp() - time.time() - jump) < 3600
+    assert daemon.cli("status", "web").returncode == 0
+    ids = [event["id"] for event in daemon.client.events(tail=999)]
+    assert ids == list(range(1, len(ids) + 1))
+
+    daemon.kill()
+    daemon.start()
+    [adopted] = daemon.until_ready("web")
+    assert adopted["pid"] == web["pid"]
+    assert adopted["started_at"] == web["started_at"]
+    elapsed = time.monotonic() - began
+    assert elapsed < (adopted["uptime_seconds"] or 0) < elapsed + 30
+    assert daemon.show("limited")["substate"] == "start-limit"
+    go.touch()
+    daemon.until_ready("loading")
+    began = time.monotonic()
+    daemon.client.stop("web", wait=30)
+    assert 1.5 < time.monotonic() - began < 15
+    assert daemon.tree("web") == []
+    assert daemon.terminate() == 0

@@ -296,6 +296,19 @@ async def test_a_slow_reader_that_makes_progress_is_not_dropped(tmp_path: Path) 
             assert Reply(data).body == text
 
 
+async def test_a_slow_follower_of_a_log_that_never_ends_is_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path, QUICK) as served:
+        served.control.put(running("chat"))
+        (tmp_path / "chat.log").write_bytes(b"x" * 20_000_000)
+        with served.connect() as line:
+            loop = asyncio.get_running_loop()
+            line.send(f"GET {BASE}/engines/chat/logs?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            end = loop.time() + 6 * QUICK.stalled
+            while loop.time() < end:
+                assert await loop.sock_recv(line, 65536)
+                await asyncio.sleep(0.1)  # far less than what waits for it, and always about the same
+
+
 async def test_followers_leave_room_for_commands(tmp_path: Path) -> None:
     async with serving(tmp_path, Limits(connections=12, long_requests=8)) as served:
         served.control.put(running("chat"))

@@ -186,15 +186,25 @@ async def test_a_removed_log_is_followed_into_its_successor(path: str) -> None:
         assert await anext(stream) == b"two\n"
 
 
-async def test_a_follower_whose_file_was_dropped_goes_on_with_the_oldest(path: str) -> None:
+@pytest.mark.parametrize("clock", [0, -365 * 86400])
+async def test_a_follower_that_was_too_slow_is_told_how_much_it_missed(path: str, clock: int) -> None:
     log = Log(path, 100, 2)
     log.write(lines(0, 5))
     async with aclosing(follow(path, None)) as stream:
         got = await take(stream, 5)
         log.write(lines(5, 200))
-        assert (await anext(stream)).startswith(b"line 5\n"), "the rest of the file that it holds open"
-        assert (await anext(stream)).startswith(first_line(path + ".2"))
+        for number in ("", ".1", ".2"):  # as if the clock had been set while they were written
+            when = os.stat(path + number).st_mtime + clock
+            os.utime(path + number, (when, when))
+        rest = await anext(stream)
+        assert rest.startswith(b"line 5\n"), "the rest of the file that it holds open"
+        missed = await anext(stream)
+        following = await anext(stream)
+        assert following.startswith(first_line(path + ".2"))
     assert got == lines(0, 5)
+    first = int(first_line(path + ".2").split()[1])
+    lost = len(lines(0, first)) - len(got) - len(rest)
+    assert missed == b"[sagectl: %d bytes of log were rotated away before they could be shown]\n" % lost
 
 
 async def test_a_truncated_log_is_read_from_its_beginning(path: str) -> None:
