@@ -74,7 +74,7 @@ def _problems(route: Route) -> list[int]:
     found = {*route.errors, 400}
     if route.level > Level.NOTHING:
         found.add(403)
-    if "{id}" in route.segments:
+    if "{id}" in route.segments or any(param.shape == "name" for param in route.params):
         found.add(404)
     if route.takes_body:
         found |= {408, 413, 415, 422}

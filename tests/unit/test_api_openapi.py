@@ -28,6 +28,12 @@ def test_every_route_stands_in_the_document_with_its_parameters() -> None:
         assert ("requestBody" in operation) is route.takes_body
 
 
+def test_a_name_in_the_query_can_be_unknown_and_the_document_says_so() -> None:
+    for route in ROUTES:
+        if any(param.shape == "name" for param in route.params):
+            assert "404" in document(ROUTES)["paths"][route.path][route.method.lower()]["responses"]
+
+
 def test_operations_have_names_of_their_own() -> None:
     names = [
         operation["operationId"] for path in document(ROUTES)["paths"].values() for operation in path.values()
