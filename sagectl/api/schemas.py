@@ -145,10 +145,10 @@ SCHEMAS: dict[str, Schema] = {
     "NewDefinition": _said(
         {
             "type": "object",
-            "properties": {"name": TEXT, "kind": TEXT, "model": TEXT},
+            "properties": {key: _or_null(TEXT) for key in ("name", "kind", "model")},
             "additionalProperties": True,
         },
-        "the keys of an [engines.NAME] table, and SAGE's names for them; `name` may be left out",
+        "the keys of an [engines.NAME] table, and SAGE's names for them; null leaves one out, `name` may be",
     ),
     "Explanation": _object({"decision": TEXT, "reason": TEXT, "waiting_for": _list(TEXT)}, closed=False),
     "Event": _EVENT,

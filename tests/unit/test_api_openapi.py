@@ -64,3 +64,9 @@ def test_what_defines_needs_the_right_to() -> None:
     assert defining == {"engines", "start", "enable", "disable", "forget", "reload", "shutdown"}
     starting = [r for r in ROUTES if r.path.endswith("/{id}/start")]
     assert [route.level for route in starting] == [Level.OPERATE]
+
+
+def test_the_document_bounds_every_integer() -> None:
+    for route in ROUTES:
+        for param in route.params:
+            assert (param.shape != "integer") or param.maximum, param.name
