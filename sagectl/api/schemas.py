@@ -145,7 +145,13 @@ SCHEMAS: dict[str, Schema] = {
     "NewDefinition": _said(
         {
             "type": "object",
-            "properties": {key: _or_null(TEXT) for key in ("name", "kind", "model")},
+            "properties": {
+                "name": _or_null(TEXT),
+                "kind": TEXT,
+                "engine_kind": TEXT,
+                "model": _or_null({**TEXT, "minLength": 1}),
+            },
+            "anyOf": [{"required": ["kind"]}, {"required": ["engine_kind"]}],
             "additionalProperties": True,
         },
         "the keys of an [engines.NAME] table, and SAGE's names for them; null leaves one out, `name` may be",

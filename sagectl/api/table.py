@@ -64,6 +64,7 @@ ROUTES = (
         {200: "Events"},
         params=(_EVENTS, _OF_ENGINE, _FOLLOW, _LAST_EVENT),
         errors=(503,),
+        events=True,
     ),
     Route(
         "POST",
