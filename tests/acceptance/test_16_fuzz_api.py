@@ -31,7 +31,7 @@ from tests.integration.shim_support import mutated
 
 BASE = "http://localhost"
 API = f"{BASE}/v1/management"
-ROUNDS, EXAMPLES = 7, 6
+ROUNDS, EXAMPLES = 6, 6
 SOON = 5.0  # seconds, what `wait` allows left out
 CONFORMING = [
     content_type_conformance,
