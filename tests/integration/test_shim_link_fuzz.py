@@ -368,7 +368,7 @@ def test_an_intruder_at_the_shim_costs_the_daemon_a_moment_and_the_engine_nothin
                 await reader.read()  # until the shim hangs up, or prefers the daemon
             writer.close()
         async with asyncio.timeout(10):
-            while await lab.processes.pids("chat") != (process.pid,):
+            while await lab.processes.pids("chat") != (process.pid,):  # noqa: ASYNC110  behind a socket
                 await asyncio.sleep(0.05)
         assert [event[0] for event in lab.events.seen] == ["spawned"]
         lab.processes.signal("chat", 1, 15)
