@@ -15,7 +15,7 @@ from sagectl.api.schemas import SCHEMAS
 _SHAPES: dict[str, dict[str, Any]] = {
     "number": {"type": "number", "minimum": 0},
     "integer": {"type": "integer", "minimum": 0},
-    "boolean": {"type": "integer", "enum": [0, 1]},
+    "boolean": {"anyOf": [{"type": "boolean"}, {"enum": [0, 1, "yes", "no", "on", "off"]}]},
     "name": {"type": "string"},
 }
 _LEVELS = {
@@ -74,7 +74,7 @@ def _problems(route: Route) -> list[int]:
     found = {*route.errors, 400}
     if route.level > Level.NOTHING:
         found.add(403)
-    if "{id}" in route.segments:
+    if "{id}" in route.segments or any(param.shape == "name" for param in route.params):
         found.add(404)
     if route.takes_body:
         found |= {408, 413, 415, 422}
@@ -86,8 +86,8 @@ def _success(route: Route, status: int) -> dict[str, Any]:
     schema = route.answers[status]
     shape = {"type": "string"} if schema is None else _ref(schema)
     content = {route.media: {"schema": shape}}
-    if any(param.name == "follow" for param in route.params):
-        content.setdefault("text/event-stream", {"schema": {"type": "string"}})
+    if route.events:
+        content["text/event-stream"] = {}
     answer: dict[str, Any] = {"description": phrase, "content": content}
     if status == HTTPStatus.CREATED:
         answer["headers"] = {

@@ -18,7 +18,8 @@ from sagectl.api.routes import Param, shorten
 from sagectl.errors import MalformedRequest, UnknownEngine
 
 _REF = re.compile(r"[a-z0-9][a-z0-9_@-]{0,99}")
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
+"""As programs write floats, too: 12.300000000000001, 1e-05."""
 _INTEGER = re.compile(r"[0-9]{1,18}")
 _DEEPEST = 32
 _TRUE = frozenset({"1", "true", "yes", "on"})

@@ -70,6 +70,7 @@ class Route:
     answers: the schema of each success's body, by status; None for text.
     errors: statuses of problems beyond those that any request can meet.
     takes_body: the body is a definition.
+    media: the type of a success's body; `events`: or else it is a stream of server-sent events.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -82,6 +83,7 @@ class Route:
     errors: Sequence[int] = ()
     takes_body: bool = False
     media: str = "application/json"
+    events: bool = False
     segments: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -155,10 +155,16 @@ SCHEMAS: dict[str, Schema] = {
     "NewDefinition": _said(
         {
             "type": "object",
-            "properties": {"name": TEXT, "kind": TEXT, "model": TEXT},
+            "properties": {
+                "name": _or_null(TEXT),
+                "kind": TEXT,
+                "engine_kind": TEXT,
+                "model": _or_null({**TEXT, "minLength": 1}),
+            },
+            "anyOf": [{"required": ["kind"]}, {"required": ["engine_kind"]}],
             "additionalProperties": True,
         },
-        "the keys of an [engines.NAME] table, and SAGE's names for them; `name` may be left out",
+        "the keys of an [engines.NAME] table, and SAGE's names for them; null leaves one out, `name` may be",
     ),
     "Explanation": _object({"decision": TEXT, "reason": TEXT, "waiting_for": _list(TEXT)}, closed=False),
     "Event": _EVENT,

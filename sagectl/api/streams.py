@@ -27,11 +27,10 @@ _LOG_HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "n
 async def events(call: Call) -> web.StreamResponse:
     """GET events: a list, or with `follow` server-sent events."""
     journal = call.service.control.journal
-    engine = _journal_name(call)
+    engine, after = _journal_name(call), _last_event_id(call.request)
     if not call.query.get("follow", False):
         entries = journal.tail(call.query.get("tail", _EVENTS), engine)
         return reply({"events": [views.event_json(entry) for entry in entries]})
-    after = _last_event_id(call.request)
     response = web.StreamResponse(headers=_EVENT_HEADERS)
     if call.head:
         return response

@@ -18,7 +18,7 @@ _FOLLOW = Param("follow", "boolean", "go on with what comes")
 _LINES = Param("tail", "integer", "only the last lines, this many", 1_000_000)
 _EVENTS = Param("tail", "integer", "the newest events, this many", 10_000)
 _OF_ENGINE = Param("engine", "name", "only of this engine")
-_LAST_EVENT = Param("Last-Event-ID", "integer", "go on after this event", place="header")
+_LAST_EVENT = Param("Last-Event-ID", "integer", "go on after this event", 10**18 - 1, place="header")
 _DRY_RUN = Param("dry_run", "boolean", "only say what would change")
 _RESTART = Param("restart", "boolean", "0: mark engines as needing a restart instead of restarting them")
 
@@ -64,6 +64,7 @@ ROUTES = (
         {200: "Events"},
         params=(_EVENTS, _OF_ENGINE, _FOLLOW, _LAST_EVENT),
         errors=(503,),
+        events=True,
     ),
     Route(
         "POST",

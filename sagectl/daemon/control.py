@@ -14,6 +14,7 @@ from sagectl.config import engines, persist
 from sagectl.config.load import engine_from_body
 from sagectl.config.paths import Paths
 from sagectl.config.sections import Origin
+from sagectl.config.units import describe
 from sagectl.core import dependencies
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, State, Sub
@@ -174,8 +175,10 @@ class Control:
         Raises InvalidConfig with every wrong field, Conflict, and Unkept where it would be forgotten.
         """
         engine_id = self.new_id()
-        name = body.get("name", engine_id)
-        spec = self._spec_from(str(name), {k: v for k, v in body.items() if k != "name"})
+        name = engine_id if body.get("name") is None else body["name"]
+        if not isinstance(name, str):
+            raise InvalidConfig([Problem("name", f"must be a string, not {describe(name)}")])
+        spec = self._spec_from(name, {k: v for k, v in body.items() if k != "name"})
         if self._supervisor.named(spec.name) is not None:
             raise Conflict(
                 f"there is an engine {spec.name!r} already",

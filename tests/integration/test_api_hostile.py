@@ -187,10 +187,11 @@ async def test_odd_requests_get_a_problem_that_says_why(
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "9" * 40, "٣"])
 async def test_a_last_event_id_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
     async with serving(tmp_path) as served:
-        head = f"GET {BASE}/events?follow=1 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {value}\r\n"
-        reply = await served.raw(f"{head}Connection: close\r\n\r\n".encode())
-        assert reply.status == 400
-        assert "Last-Event-ID" in reply.problem()["detail"]
+        for path in ("events?follow=1", "events"):
+            head = f"GET {BASE}/{path} HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {value}\r\n"
+            reply = await served.raw(f"{head}Connection: close\r\n\r\n".encode())
+            assert reply.status == 400
+            assert "Last-Event-ID" in reply.problem()["detail"]
 
 
 async def test_a_thousand_idle_connections_do_not_keep_others_out(tmp_path: Path) -> None:

@@ -354,3 +354,25 @@ def test_a_damaged_record_raises_nothing_in_who_reads_it(tmp_path: Path, record:
             assert record == "exit" or isinstance(found["context"], dict)
 
     anything()
+
+
+def test_an_intruder_at_the_shim_costs_the_daemon_a_moment_and_the_engine_nothing(lab: Lab) -> None:
+    async def example() -> None:
+        lab.processes.launch("chat", lab.order(1, *SLEEP))
+        _, process = await lab.events.until("spawned")
+        for piece in [*WRONG.values()] * 3:
+            reader, writer = await asyncio.open_unix_connection(lab.run / "engines" / "chat" / "shim.sock")
+            writer.write(piece)
+            with contextlib.suppress(ConnectionError):
+                writer.write_eof()
+                await reader.read()  # until the shim hangs up, or prefers the daemon
+            writer.close()
+        async with asyncio.timeout(10):
+            while await lab.processes.pids("chat") != (process.pid,):  # noqa: ASYNC110  behind a socket
+                await asyncio.sleep(0.05)
+        assert [event[0] for event in lab.events.seen] == ["spawned"]
+        lab.processes.signal("chat", 1, 15)
+        assert await lab.events.until("exited") == (1, ExitStatus(signal=15), 0)
+        await lab.starts_again("chat")
+
+    lab(example())

@@ -34,6 +34,12 @@ def test_parameters_come_in_their_own_types() -> None:
     assert found == {"wait": 0.5, "tail": 20, "follow": True, "engine": "chat@1"}
 
 
+@pytest.mark.parametrize("seconds", [0.1 + 0.2, 12.300000000000001, 1e-05, 5e-324, 99.99999999999999, 1e1])
+def test_seconds_may_be_what_a_program_makes_of_them(seconds: float) -> None:
+    assert query(("wait", str(seconds))) == {"wait": seconds}
+    assert query(("wait", f"{seconds:e}")) == {"wait": float(f"{seconds:e}")}
+
+
 def test_no_parameters_are_no_parameters() -> None:
     assert query() == {}
 
@@ -47,6 +53,10 @@ def test_no_parameters_are_no_parameters() -> None:
         ("wait", "nan"),
         ("wait", "inf"),
         ("wait", "1e3"),
+        ("wait", "1e999"),
+        ("wait", "1e"),
+        ("wait", "0x1p3"),
+        ("wait", "1_0"),
         ("wait", "101"),
         ("wait", "٣"),
         ("tail", "1.5"),
