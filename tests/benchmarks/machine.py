@@ -141,7 +141,7 @@ class Systemd(Supervisor):
         assert str(self.tree) not in mounted, f"{self.tree} is still mounted somewhere"
         shutil.rmtree(self.tree)
         for group in self.groups:
-            eventually(lambda group=group: _removed(group))
+            eventually(functools.partial(_removed, group))
 
 
 def _groups(name: str) -> list[Path]:
