@@ -76,7 +76,7 @@ class Systemd(Supervisor):
             unit.write_text(
                 "[Unit]\nStartLimitIntervalSec=0\n"
                 f"[Service]\nExecStart={shlex.join(words)}\nRestart=always\nRestartSec=0\n"
-                f"TimeoutStopSec={sized(5, 1)}\n"
+                f"TimeoutStopSec={sized(5000, 200)}ms\n"
             )
             (wants / unit.name).symlink_to(f"../{unit.name}")
 
