@@ -243,13 +243,9 @@ class Daemon:
         left = self.pids(lambda pid: self.is_ours(pid))
         while left:  # whoever forks while we look is found by the next look
             kill(*left)
-<<<<<<< HEAD
-            left = self.pids(lambda pid: self._is_ours(pid))
+            left = self.pids(lambda pid: self.is_ours(pid))
         if (root := groups.mount()) is not None:
             groups.remove(root / groups.name_of(self.home / "run" / "engines"))
-=======
-            left = self.pids(lambda pid: self.is_ours(pid))
->>>>>>> helper-state
         self.mailbox.close()
         self._notify.close()
         self._log.close()

@@ -20,6 +20,7 @@ from tests.benchmarks.lab import PATIENCE, Supervisor, descendants, eventually, 
 
 INIT = "/usr/lib/systemd/systemd"
 TARGET = "bench.target"
+ENTER = 'for each in $SGBENCH_GROUPS; do echo $$ >"$each/cgroup.procs"; done; exec "$@"'
 
 
 class Systemd(Supervisor):
@@ -55,12 +56,7 @@ class Systemd(Supervisor):
         shown = [str(path) for path in {sys.prefix, sys.base_prefix} if not Path(path).is_relative_to("/usr")]
         alone = ["--keep-unit"] if self.groups else []
         return [
-            *(
-                "sh",
-                "-ec",
-                'for each in $SGBENCH_GROUPS; do echo $$ >"$each/cgroup.procs"; done; exec "$@"',
-                "sh",
-            ),
+            *("sh", "-ec", ENTER, "sh"),
             *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.tree}", "--bind-ro=/usr"),
             *(f"--bind-ro={path}" for path in shown),
             *(f"--bind={self.home}", "--private-network", "--register=no", *alone),
@@ -76,7 +72,7 @@ class Systemd(Supervisor):
             unit.write_text(
                 "[Unit]\nStartLimitIntervalSec=0\n"
                 f"[Service]\nExecStart={shlex.join(words)}\nRestart=always\nRestartSec=0\n"
-                f"TimeoutStopSec={sized(5, 1)}\n"
+                f"TimeoutStopSec={sized(5000, 200)}ms\n"
             )
             (wants / unit.name).symlink_to(f"../{unit.name}")
 
@@ -133,15 +129,16 @@ class Systemd(Supervisor):
     def close(self) -> None:
         """End the machine as a whole."""
         if self.process is not None:
-            with contextlib.suppress(IndexError, ProcessLookupError):
-                os.kill(self.root, signal.SIGKILL)  # from outside it is obeyed
+            with contextlib.suppress(OSError):  # what has ended by itself
+                [process, *below] = descendants(self.pid)
+                os.kill(below[0] if below else process, signal.SIGKILL)  # process 1 obeys it from outside
             self.process.wait(PATIENCE)
         super().close()
         mounted = Path("/proc/self/mountinfo").read_text()
         assert str(self.tree) not in mounted, f"{self.tree} is still mounted somewhere"
         shutil.rmtree(self.tree)
         for group in self.groups:
-            eventually(lambda group=group: _removed(group))
+            eventually(functools.partial(_removed, group))
 
 
 def _groups(name: str) -> list[Path]:

@@ -45,6 +45,14 @@ def respawns(supervisor: Supervisor, count: int, pause: float = 0.05, patience: 
     return found
 
 
+def restarted_without(supervisor: Supervisor) -> bool:
+    """Whether an engine that is killed comes back while the supervisor is dead."""
+    supervisor.kill([supervisor.root])
+    for pid in running(supervisor.engines.command()):
+        os.kill(pid, signal.SIGKILL)
+    return supervisor.engines.any_began(4 if FULL else 0.3)
+
+
 def seconds_to_run(supervisor: Supervisor, count: int) -> tuple[float, float]:
     """From the supervisor's own exec to the first instruction of the last engine; and the exec's moment."""
     begin = supervisor.start()
@@ -136,7 +144,7 @@ def outage(trouble: Trouble, pids: Sequence[int], blow: signal.Signals, seconds:
         supervisor.start()
     if blow == signal.SIGKILL:
         # A double may come, or the successor of one that died; hardly where the engine's parent lives.
-        supervisor.engines.any_began(sized(4, 2) if orphaned else 1 if FULL else 0.3)
+        supervisor.engines.any_began((4 if FULL else 1.6) if orphaned else (1 if FULL else 0.3))
         time.sleep(sized(1, 0))
     after, instances = _fate(trouble, pid, instance, at), len(running(trouble.plain))
     if after != "dies":
@@ -166,7 +174,7 @@ def _lost(trouble: Trouble, instance: str) -> int:
     """Lines that the kernel took and that the supervisor did not keep, once that no longer changes."""
     wanted = instance.encode()
     missing, since = -1, time.monotonic()
-    while missing and time.monotonic() - since < sized(3, 1):
+    while missing and time.monotonic() - since < (3 if FULL else 0.3):
         time.sleep(0.05)
         written = trouble.counts()[instance]
         lines = _SAID.findall(trouble.supervisor.output("chatty"))

@@ -78,7 +78,7 @@ def _table(command: Sequence[str]) -> str:
             f"command = {json.dumps(command)}",
             "autostart = true",
             "restart = { delay = 0, limit = 0 }",
-            f"stop = {{ drain = 0, timeout = {sized(5, 1)} }}",
+            f"stop = {{ drain = 0, timeout = {sized(5000, 200)}e-3 }}",
         ]
     )
 

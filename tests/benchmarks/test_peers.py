@@ -14,6 +14,7 @@ from tests.benchmarks.measures import (
     idle_percent,
     outage,
     respawns,
+    restarted_without,
     seconds_to_run,
     survivors,
 )
@@ -93,6 +94,16 @@ def test_other_deaths(kind: type[Supervisor], part: str, table: Table) -> None:
                 table.add(f"{what}, {part} killed", kind.name, SAME)
         else:
             _killed(trouble, part, who[part], table)
+
+
+@pytest.mark.parametrize("kind", KINDS if FULL else (S6,), ids=lambda kind: kind.name)
+def test_crash_while_it_is_dead(kind: type[Supervisor], table: Table) -> None:
+    with kind() as one:
+        one.configure(1)
+        seconds_to_run(one, 1)
+        one.settle(1)
+        text = "comes back" if restarted_without(one) else "stays down"
+        table.add("engine that crashes while the supervisor is dead", kind.name, text)
 
 
 def _killed(trouble: Trouble, part: str, pids: list[int], table: Table) -> None:
