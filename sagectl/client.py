@@ -56,6 +56,12 @@ class Engine(TypedDict):
     progress: dict[str, Any] | None
     priority: str
     labels: dict[str, str]
+    limits: dict[str, Any]
+    nice: int | None
+    oom_score_adjust: int | None
+    cpu_affinity: list[int] | None
+    memory_max: int | None
+    cpu_weight: int | None
     mode: str
     group: str
     transient: bool

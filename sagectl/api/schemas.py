@@ -72,6 +72,16 @@ _ENGINE = _object(
         "progress": _or_null(_ref("Progress")),
         "priority": _one_of(word.value for word in Priority),
         "labels": {"type": "object", "additionalProperties": TEXT},
+        "limits": _said(
+            ANY_OBJECT, 'by name: a number, "unlimited", or [soft, hard]; others are the daemon\'s'
+        ),
+        "nice": _or_null({"type": "integer", "minimum": -20, "maximum": 19}, "null: the daemon's"),
+        "oom_score_adjust": _or_null(
+            {"type": "integer", "minimum": -1000, "maximum": 1000}, "null: the daemon's"
+        ),
+        "cpu_affinity": _or_null(_list(COUNT), "null: any CPU"),
+        "memory_max": _or_null({"type": "integer", "minimum": 1}, "bytes of its whole tree; null: no limit"),
+        "cpu_weight": _or_null({"type": "integer", "minimum": 1, "maximum": 10000}, "null: 100, as others"),
         "mode": _one_of(mode.value for mode in Mode),
         "group": _said(TEXT, "the name that addresses all replicas; empty for an engine without replicas"),
         "transient": _said(FLAG, "defined through this API, not by the configuration"),

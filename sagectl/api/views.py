@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sagectl.config import limits
 from sagectl.core.engine import Engine, State, Sub
 from sagectl.core.reload import ReloadPlan
 from sagectl.core.times import rfc3339
@@ -49,6 +50,12 @@ def engine_json(
         "progress": progress,
         "priority": spec.priority.value,
         "labels": dict(spec.labels),
+        "limits": limits.shown(spec.limits),
+        "nice": spec.nice,
+        "oom_score_adjust": spec.oom_score_adjust,
+        "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
+        "memory_max": spec.memory_max,
+        "cpu_weight": spec.cpu_weight,
         "mode": spec.mode.value,
         "group": spec.group,
         "transient": engine.transient,
@@ -56,7 +63,7 @@ def engine_json(
         "needs_restart": engine.needs_restart,
         "since": rfc3339(engine.since_wall) if engine.since_wall else None,
         "started_at": rfc3339(process.started_wall) if process else None,
-        "last_exit": asdict(engine.last_exit) if engine.last_exit else None,
+        "last_exit": _exit(engine.last_exit),
         "diagnosis": _diagnosis(engine),
         "waiting_for": list(engine.waiting_for),
         "blocked": engine.sub is Sub.QUEUED and engine.blocked,
@@ -69,6 +76,12 @@ def _address(host: str, port: int | None) -> str | None:
     if port is None:
         return None
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _exit(status: ExitStatus | None) -> dict[str, Any] | None:
+    if status is None:
+        return None
+    return {"code": status.code, "signal": status.signal, "oom_kill": status.oom_kill}
 
 
 def _exit_code(status: ExitStatus | None) -> int | None:

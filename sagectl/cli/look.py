@@ -248,6 +248,7 @@ def last_exit_text(engine: Engine) -> str:
     last = engine["last_exit"]
     if last is None:
         return ""
+    memory = " (out of memory)" if last["oom_kill"] else ""
     if last["signal"] is not None:
         import signal
 
@@ -255,8 +256,8 @@ def last_exit_text(engine: Engine) -> str:
             name = signal.Signals(last["signal"]).name
         except ValueError:
             name = f"signal {last['signal']}"
-        return name + (" (out of memory)" if last["oom_kill"] else "")
-    return f"exit code {last['code']}" if last["code"] is not None else "unknown: nobody saw it"
+        return name + memory
+    return (f"exit code {last['code']}" if last["code"] is not None else "unknown: nobody saw it") + memory
 
 
 def progress_text(progress: dict[str, Any] | None) -> str:

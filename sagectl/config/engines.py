@@ -15,7 +15,7 @@ from sagectl.config.names import did_you_mean, is_secret
 from sagectl.config.options import options_of
 from sagectl.config.schema import DECLARED, ENGINE_KEYS, EXCLUSIVE, PROBE_CHOICES, EngineTable, Table, keys_of
 from sagectl.config.sections import Origin, Report, Section, merge
-from sagectl.config.units import describe
+from sagectl.config.units import MAX_BYTES, describe
 from sagectl.config.wording import Fault, faults
 from sagectl.core.engine import (
     EngineSpec,
@@ -65,7 +65,7 @@ def canonical(section: Section, kind: EngineKind[Any] | None, report: Report) ->
 
 def _converted(written: str, value: Any) -> Any:
     if written == "required_memory_gb" and isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value}GiB" if value >= 0 else value
+        return f"{value}GiB" if 0 <= value <= MAX_BYTES else value  # what is wrong is told as it was written
     if written == "engine_label" and isinstance(value, str):
         return {"label": value}
     return value
@@ -257,6 +257,8 @@ def specs(
         nice=table.nice,
         oom_score_adjust=table.oom_score_adjust,
         cpu_affinity=table.cpu_affinity,
+        memory_max=table.memory_max,
+        cpu_weight=table.cpu_weight,
         autostart=table.autostart,
         priority=Priority(table.priority),
         depends_on=tuple(dict.fromkeys(table.depends_on)),

@@ -39,7 +39,8 @@ def parse_limit(value: Any, one: Callable[[Any], int]) -> Pair:
     soft, hard = _one(value[0], one), _one(value[1], one)
     if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
         raise BadValue(
-            f"the soft limit of {_word(soft)} is above the hard one of {_word(hard)}", "write [soft, hard]"
+            f"the soft limit of {in_words(soft)} is above the hard one of {in_words(hard)}",
+            "write [soft, hard]",
         )
     return soft, hard
 
@@ -133,10 +134,11 @@ def cpus_in_words(cpus: Iterable[int]) -> str:
 def shown(limits: Mapping[str, Pair]) -> dict[str, Any]:
     """Limits with the TOML's own words."""
     return {
-        name: _word(soft) if soft == hard else [_word(soft), _word(hard)]
+        name: in_words(soft) if soft == hard else [in_words(soft), in_words(hard)]
         for name, (soft, hard) in limits.items()
     }
 
 
-def _word(limit: int) -> int | str:
+def in_words(limit: int) -> int | str:
+    """A limit as one would write it."""
     return "unlimited" if limit == UNLIMITED else limit

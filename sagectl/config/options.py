@@ -13,12 +13,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sagectl.config.positions import Path
-from sagectl.config.units import encodable
+from sagectl.config.units import describe, encodable
 from sagectl.config.wording import Fault, faults
 from sagectl.plugin import EngineKind
 
 MAX_DEPTH = 32
 """How deep arrays and tables may be nested in an option."""
+LARGEST = 10**30
+"""TOML knows hexadecimal numbers of more digits than Python turns into decimal ones."""
 
 
 class KindOptions:
@@ -59,8 +61,8 @@ class KindOptions:
             return self._adapter.validate_json(json.dumps(values), strict=True), odd
         except ValidationError as error:
             found = faults(error.errors(include_url=False), values)
-            named = {fault.path for fault in odd}
-            return None, odd + [self._placed(fault) for fault in found if fault.path not in named]
+            named = {fault.path[:1] for fault in odd}  # these seem to be missing now
+            return None, odd + [self._placed(fault) for fault in found if fault.path[:1] not in named]
 
     def _placed(self, fault: Fault) -> Fault:
         """`__post_init__` names no field to pydantic; by convention its text does: `KEY: what; remedy`."""
@@ -114,6 +116,8 @@ def _odd_values(values: Mapping[str, Any]) -> list[Fault]:
             stack.extend(((*path, index), inner) for index, inner in enumerate(value))
         elif isinstance(value, date | time):
             found.append(Fault(path, "is a date or time, which no key takes", "put it in quotes"))
+        elif isinstance(value, int) and abs(value) >= LARGEST:
+            found.append(Fault(path, f"{describe(value)} is more than any key takes", "write a smaller one"))
         elif isinstance(value, float) and not math.isfinite(value):
             found.append(Fault(path, f"{value} is not a finite number", "write one"))
         elif isinstance(value, str) and not encodable(value):

@@ -268,6 +268,8 @@ def public_spec(spec: EngineSpec) -> dict[str, Any]:
         "nice": spec.nice,
         "oom_score_adjust": spec.oom_score_adjust,
         "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
+        "memory_max": spec.memory_max,
+        "cpu_weight": spec.cpu_weight,
         "env": {key: MASK if is_secret(key) or text == LEFT_OUT else text for key, text in spec.env.items()},
         "env_file": spec.env_file,
         "labels": dict(spec.labels),

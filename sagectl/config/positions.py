@@ -32,6 +32,7 @@ _QUICK_VALUE = re.compile(_PLAIN_VALUE)
 _QUICK_PAIR = re.compile(r"([A-Za-z0-9_-]++)[ \t]*+=[ \t]*+" + _PLAIN_VALUE)
 """What most lines are; the rest of this file is for the others."""
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
+_DEEPEST = 64
 _ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b"}
 
 
@@ -51,6 +52,7 @@ class _Scanner:
         self.duplicates: list[Duplicate] = []
         self.explicit: set[Path] = set()
         self.latest: tuple[Path, int] | None = None
+        self.depth = 0
 
     def run(self) -> Mapping[Path, int]:
         table: Path = ()
@@ -151,7 +153,8 @@ class _Scanner:
             else:
                 return parts
             name = match[0] if pattern is _BARE else match[1]
-            parts.append((_unescape(name) if pattern is _BASIC else name, self.at))
+            if len(parts) < _DEEPEST:
+                parts.append((_unescape(name) if pattern is _BASIC else name, self.at))
             self.at = match.end()
             self.skip(_SPACE)
             if not self.take("."):
@@ -160,10 +163,8 @@ class _Scanner:
     def value(self, path: Path) -> None:
         if match := _QUICK_VALUE.match(self.text, self.at):
             self.at = match.end()
-        elif self.take("["):
-            self.array(path)
-        elif self.take("{"):
-            self.inline(path)
+        elif self.text.startswith(("[", "{"), self.at):
+            self.nested(path)
         else:
             long = self.text.startswith(('"""', "'''"), self.at)
             for pattern in _LONG if long else (_BASIC, _LITERAL):
@@ -174,6 +175,18 @@ class _Scanner:
                 # Never closed: all that follows is the string.
                 self.at = len(self.text)
             self.skip(_SCALAR)
+
+    def nested(self, path: Path) -> None:
+        if self.depth >= _DEEPEST:
+            self.skip(_SCALAR)  # nobody asks where in there something stands
+            return
+        self.depth += 1
+        if self.take("["):
+            self.array(path)
+        else:
+            self.take("{")
+            self.inline(path)
+        self.depth -= 1
 
     def array(self, path: Path) -> None:
         index = 0
@@ -198,6 +211,8 @@ class _Scanner:
             start = self.at
             if not self.take(","):
                 self.pair(path)
+            if self.at == start:
+                self.skip(_SCALAR)
             if self.at == start:
                 self.at += 1
 

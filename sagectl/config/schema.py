@@ -63,6 +63,13 @@ def _budget(value: Any) -> str | int:
     return parse_size(value)
 
 
+def _memory_max(value: Any) -> int:
+    size = parse_size(value)
+    if size < 2**20:
+        raise BadValue(f"{describe(value)} is less than any program needs", "write a size such as 32GiB")
+    return size
+
+
 def _gpu_memory(value: Any) -> str | int:
     if value == "auto":
         return "auto"
@@ -304,6 +311,8 @@ class EngineTable(Table):
     nice: Annotated[int, Field(ge=-20, le=19)] | None = None
     oom_score_adjust: Annotated[int, Field(ge=-1000, le=1000)] | None = None
     cpu_affinity: Annotated[tuple[int, ...] | None, BeforeValidator(parse_cpus)] = None
+    memory_max: Annotated[int | None, BeforeValidator(_memory_max)] = None
+    cpu_weight: Annotated[int, Field(ge=1, le=10000)] | None = None
     python: Text | None = None
     restart: Annotated[RestartTable, BeforeValidator(_restart_table)] = RestartTable()
     probe: ProbeTable = ProbeTable()

@@ -74,7 +74,8 @@ def encodable(text: str) -> bool:
 def parse_size(value: Any) -> int:
     """`"20GiB"`, `"500MB"` or a number of bytes → bytes. Raises BadValue."""
     if isinstance(value, int) and not isinstance(value, bool):
-        amount, unit = float(min(value, MAX_BYTES * 2)), "B"
+        # Cut off, since an integer may be too large for a float.
+        amount, unit = float(max(min(value, MAX_BYTES * 2), -1)), "B"
     elif isinstance(value, str) and (match := _AMOUNT.fullmatch(value.strip())):
         amount, unit = float(match[1]), match[2]
     else:

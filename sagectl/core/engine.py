@@ -128,6 +128,8 @@ class EngineSpec:
     options: the kind's options, an instance of its frozen dataclass.
     limits: (soft, hard) by the lower-case name behind RLIMIT_, -1 for unlimited; what is not there
         stays as the daemon has it, as do `nice`, `oom_score_adjust` and the CPUs where they are None.
+    memory_max: bytes for the whole tree; cpu_weight: 1 to 10000, 100 for all others. Both as far as control
+        groups with these controllers are to be had.
     env: the user's own variables; values that look like secrets are never persisted or shown.
     declared: engine-level keys that this version validates and carries but does not act on yet.
     """
@@ -148,6 +150,8 @@ class EngineSpec:
     nice: int | None = None
     oom_score_adjust: int | None = None
     cpu_affinity: tuple[int, ...] | None = None
+    memory_max: int | None = None
+    cpu_weight: int | None = None
     autostart: bool = False
     priority: Priority = Priority.NORMAL
     depends_on: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from signal import Signals
 
 from sagectl.core.engine import Outcome, Sub
-from sagectl.plugin import ExitStatus, Mode
+from sagectl.plugin import Diagnosis, ExitStatus, Mode
 
 
 def unasked(mode: Mode, status: ExitStatus) -> Outcome:
@@ -23,13 +23,28 @@ def unasked(mode: Mode, status: ExitStatus) -> Outcome:
 
 def describe(status: ExitStatus) -> str:
     """An exit status in words."""
-    if status.oom_kill:
-        return "killed by the kernel: out of memory"
+    detail = f" ({status.oom_detail})" if status.oom_detail else ""
+    if status.oom_kill and (status.unknown or status.signal == Signals.SIGKILL):
+        killed = "killed" if detail else "killed, as it seems,"  # without the kernel's log it is a guess
+        return f"{killed} by the kernel: out of memory{detail}"
+    after = f" after the kernel had killed a process of it: out of memory{detail}" if status.oom_kill else ""
     if status.signal is not None:
-        return f"ended by signal {status.signal} ({_signal_name(status.signal)})"
+        return f"ended by signal {status.signal} ({_signal_name(status.signal)}){after}"
     if status.code is not None:
-        return f"exited with code {status.code}"
+        return f"exited with code {status.code}{after}"
     return "ended with an unknown status: nobody saw it end"
+
+
+def out_of_memory(status: ExitStatus) -> Diagnosis | None:
+    """The diagnosis of a kill for memory, for kinds that have none of their own."""
+    if not status.oom_kill:
+        return None
+    text = describe(status)
+    return Diagnosis(
+        text[0].upper() + text[1:],
+        "Let it need less memory, or give it more: the machine, or where a control group is named that "
+        "(a container's limit, MemoryMax= of a unit).",
+    )
 
 
 def _signal_name(number: int) -> str:

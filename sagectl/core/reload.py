@@ -28,6 +28,8 @@ _LAUNCH = frozenset(
         "nice",
         "oom_score_adjust",
         "cpu_affinity",
+        "memory_max",
+        "cpu_weight",
         "env_file",
         "probe_choice",
     }

@@ -15,7 +15,7 @@ from sagectl.core import actions as act
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, Process
 from sagectl.core.events import Event, ProbeRole, Timer
-from sagectl.core.exits import unasked
+from sagectl.core.exits import out_of_memory, unasked
 from sagectl.core.probe import Measurement, advance
 from sagectl.daemon import environment
 from sagectl.daemon.accounts import Account, account
@@ -159,7 +159,15 @@ class Effects:
             cwd=action.plan.cwd or str(state_dir),
             user=None if user is None else (user.uid, user.gid, user.groups),
             context=context_of(engine),
+            rlimits=engine.spec.limits,
+            nice=engine.spec.nice,
+            oom_score_adjust=engine.spec.oom_score_adjust,
+            cpu_affinity=engine.spec.cpu_affinity,
+            memory_max=engine.spec.memory_max,
+            cpu_weight=engine.spec.cpu_weight,
         )
+        for lacking in self._shims.unenforced(order):
+            self._note(engine.name, "not-enforced", lacking, "warning")
         self._measured.pop(engine.id, None)
         self._shims.launch(engine.name, order)
 
@@ -339,7 +347,7 @@ class Effects:
         )
         report = FailureReport("running" if engine.went_ready else "starting", status, tuple(lines))
         try:
-            return kind.explain(request, report)
+            return kind.explain(request, report) or (out_of_memory(status) if status else None)
         except Exception as error:  # a plugin's fault costs the explanation, not the restart
             text = f"the kind {engine.spec.kind!r} failed to explain: {type(error).__name__}: {error}"
             self._note(engine.name, "plugin-error", text, "error")

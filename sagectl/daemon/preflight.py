@@ -1,4 +1,4 @@
-"""What is checked before an engine is launched: its account, files and port, then its kind's plan."""
+"""What is checked before an engine is launched: its account, files, limits and port, then its kind's plan."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from sagectl.config import envfile
 from sagectl.config.paths import Paths
 from sagectl.core.engine import Engine, EngineSpec
+from sagectl.daemon import grants
 from sagectl.daemon.accounts import account
 from sagectl.daemon.requests import known_port, request_of
 from sagectl.plugin import EngineKind, LaunchPlan, Refusal
 from sagectl.system import ports
 from sagectl.system.facts import FactSource
+from sagectl.system.powers import powers
 
 LONGEST_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, sun_path's 108 less the final zero."""
@@ -50,7 +52,12 @@ class Preflight:
                 f"the kind {spec.kind!r} is not installed",
                 "see `sagectl kinds` for those that are, and why others broke",
             )
-        trouble = self._account_trouble(spec) or self._env_file_trouble(spec) or self._socket_trouble(spec)
+        trouble = (
+            self._account_trouble(spec)
+            or self._env_file_trouble(spec)
+            or self._socket_trouble(spec)
+            or (grants.refusal(spec, powers(spec.oom_score_adjust)) if grants.asks(spec) else None)
+        )
         if trouble is not None:
             return trouble
         port = self._choose_port(engine)

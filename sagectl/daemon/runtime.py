@@ -327,6 +327,14 @@ class Runtime:
 
     # --- Telling --------------------------------------------------------------------------------
 
+    def _tracking(self) -> dict[str, Any]:
+        """How processes of engines are kept together, and what can limit a whole tree."""
+        processes = self.effects.processes
+        found = processes.groups if processes is not None else None
+        if found is None:
+            return {"method": "subreaper", "cgroup": None, "controllers": []}
+        return {"method": "cgroup", "cgroup": str(found.base), "controllers": sorted(found.controllers)}
+
     def describe(self) -> dict[str, Any]:
         """The daemon's part of `status`."""
         config = self.reloader.config
@@ -345,6 +353,7 @@ class Runtime:
                 for b in self.kinds.broken
             ],
             "trouble": self.store.trouble,
+            "process_tracking": self._tracking(),
             "stopping": self.ending.begun.is_set(),
         }
 

@@ -275,11 +275,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: exactly one of `code` and `signal`, or neither where nobody saw it."""
+    """How a process ended: exactly one of `code` and `signal`, or neither where nobody saw it.
+
+    oom_kill: because the kernel killed it, or another process of its tree, when memory ran out.
+    oom_detail: which process that was, and what it held; empty where the kernel's log cannot be read.
+    """
 
     code: int | None = None
     signal: int | None = None
     oom_kill: bool = False
+    oom_detail: str = ""
 
     @property
     def unknown(self) -> bool:

@@ -8,9 +8,10 @@ import os
 import signal
 import time
 
-from sagectl.shim import shared, tree
+from sagectl.shim import oom, shared, tree
 from sagectl.shim.channel import Loop
 from sagectl.shim.files import lock_alone, read_json, sound, write_file, write_json
+from sagectl.shim.group import Group
 from sagectl.shim.launch import LaunchError, start
 from sagectl.shim.log import Log
 from sagectl.shim.orders import check_launch, generation_of
@@ -37,6 +38,8 @@ EXIT: dict[str, tuple[type, ...]] = {
 }
 LATEST = 1e11  # seconds; a time beyond it is none
 STRANGERS = 0.25  # seconds between looks at a tree whose ends nobody tells us
+REMEMBER = 5.0  # seconds between looks at who is of a tree that does something
+REMEMBERED = 10000
 TRACKED = 2.0  # seconds that Python's resource trackers are given to clean up after what we kill
 
 
@@ -46,8 +49,12 @@ class Engine:
     tell: sends the daemon a message. drain: puts what the engine has written into the log.
     """
 
-    def __init__(self, name: str, directory: str, loop: Loop, log: Log, tell: Callable[..., None]) -> None:
+    def __init__(
+        self, name: str, directory: str, loop: Loop, log: Log, tell: Callable[..., None], group: Group
+    ) -> None:
         self.name, self.directory, self.loop, self.log, self.tell = name, directory, loop, log, tell
+        self.group = group
+        self.group_kills = 0  # for memory, in its group, when it started
         self.drain: Callable[[], None] = lambda: None
         self.boot_id = tree.boot_id()
         self.generation = 0
@@ -61,7 +68,10 @@ class Engine:
         self.ready = self.killing = self.kill_sent = False
         self.kill_generation, self.kill_pause, self.next_complaint = 0, 0.0, 0.0
         self.next_look: float | None = None  # when `look` is to be called (monotonic)
-        self.oom_before = 0
+        self.oom_before = 0  # kills for memory, on the whole machine, when it started
+        self.oom_lately = (0, 0)  # and at the last two looks
+        self.seen: set[int] = set()  # whoever was of its tree
+        self.next_memory = 0.0
         self.shared: dict[bytes, tuple[int, int]] = {}  # files in /dev/shm that the tree was seen to map
         self.spare_until = 0.0
 
@@ -140,9 +150,12 @@ class Engine:
         self.main, self.main_since, self.main_fd = pid, self.started["starttime"], os.pidfd_open(pid)
         self.occupied = True
         self.ready = self.killing = self.kill_sent = False
-        self.shared = {}
+        self.shared, self.seen, self.next_memory = {}, set(), 0.0
         self.tell(op="started", generation=self.generation, **{key: self.started[key] for key in IDENTITY})
+        self.group.join(tree.living([pid]), order)
+        self.group_kills = self.group.oom_kills()
         self.oom_before = tree.oom_kills()
+        self.oom_lately = self.oom_before, self.oom_before
 
     def note(self, **changes: Any) -> None:
         """Change what started.json says."""
@@ -177,7 +190,8 @@ class Engine:
         """
         started, noted = sound(read_json("started.json"), STARTED), sound(read_json("exit.json"), EXIT)
         self.occupied = self.adopted = True
-        self.oom_before = tree.oom_kills()
+        self.oom_before = -1  # it may have been killed before we came
+        self.oom_lately = tree.oom_kills(), tree.oom_kills()
         times = [started.get(key, -1.0) for key in ("started", "started_wall")]
         if started.get("boot_id") == self.boot_id and all(0 <= moment < LATEST for moment in times):
             self.started, self.generation = started, started["generation"]
@@ -214,10 +228,22 @@ class Engine:
         if self.adopted:
             roots = [*tree.marked(self.directory, self.started.get("pid", -1), self.main_since)]
             roots += [pid for pid, since in self.known.items() if tree.start_time(pid) == since]
+            roots += self.group.pids()
             found |= tree.living(roots)
             found.pop(os.getpid(), None)
             self.known = found
+        if len(self.seen) > REMEMBERED:
+            self.seen.clear()
+        self.seen.update(found)
         return found
+
+    def remember(self) -> None:
+        """Now and then see who is of the tree, while it does anything: their ends may be told by number."""
+        now = time.monotonic()
+        if now >= self.next_memory:
+            self.next_memory = now + REMEMBER
+            self.oom_lately = self.oom_lately[1], tree.oom_kills()
+            self.members()
 
     def contains(self, pid: int) -> bool:
         """Whether the process is of the tree, by its ancestors."""
@@ -251,6 +277,7 @@ class Engine:
                 pid, result = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return status, False
+                self.seen.add(pid)
                 if pid == self.main:
                     status = result
         except ChildProcessError:
@@ -269,11 +296,9 @@ class Engine:
     # --- The end ---
 
     def _main_ended(self, status: int | None, childless: bool) -> None:
-        how: dict[str, Any] = {"code": None, "signal": None, "oom": False}
+        how: dict[str, Any] = {"code": None, "signal": None, **self._for_memory(status)}
         if status is not None and os.WIFSIGNALED(status):
             how["signal"] = os.WTERMSIG(status)
-            if how["signal"] == signal.SIGKILL and not self.kill_sent:
-                how["oom"] = tree.oom_kills() > self.oom_before
         elif status is not None:
             how["code"] = os.waitstatus_to_exitcode(status)
         self.drain()  # its last words are in the file when the daemon hears of its end
@@ -290,6 +315,22 @@ class Engine:
         self.tell(op="exited", generation=self.generation, left=left, **how)
         if self.killing and not left:
             self._tell_empty()
+
+    def _for_memory(self, status: int | None) -> dict[str, Any]:
+        """Whether it ended because the kernel killed it, or one of its tree, for memory."""
+        if status == 0 or self.kill_sent:
+            return {"oom": False}
+        if self.group.oom_kills() > self.group_kills:
+            return {"oom": True}
+        count = tree.oom_kills()
+        if count <= self.oom_before:
+            return {"oom": False}
+        killed = oom.victims()
+        if killed is None:  # the log is closed to us: then this is a guess
+            return {"oom": status == signal.SIGKILL and count > self.oom_lately[0]}
+        main = self.main or self.started.get("pid")  # nobody saw the end of the latter
+        killed = [one for one in killed if one.pid == main or (one.pid in self.seen and one.recent)]
+        return {"oom": bool(killed), "oom_detail": str(killed[-1]) if killed else ""}
 
     def _empty(self, *, tell: bool) -> None:
         self.occupied = self.adopted = False
@@ -339,9 +380,14 @@ class Engine:
     def kill_round(self) -> None:
         """If we are killing: kill whoever lives, and look again soon, they may have forked in between."""
         if self.killing:
-            spare = time.monotonic() < self.spare_until
-            for pid, since in self.members().items():
-                if not (spare and shared.is_tracker(pid)):
+            members = self.members()
+            spared = set[int]()
+            if time.monotonic() < self.spare_until:
+                spared = {pid for pid in members if shared.is_tracker(pid)}
+            if not spared:
+                self.group.kill()
+            for pid, since in members.items():
+                if pid not in spared:
                     tree.kill_verified(pid, since, signal.SIGKILL)
         self.look()
         if not self.killing or not self.occupied:

@@ -103,5 +103,7 @@ LAUNCH: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rlimits": (_are_limits, "pairs of a soft and a hard limit"),
     "nofile": (lambda value: value is None or _is_limit(value), "a soft and a hard limit"),
     "cpu_affinity": (lambda value: value is None or _are_cpus(value), "numbers of CPUs"),
+    "memory_max": (lambda value: value is None or whole(value, 1, (1 << 63) - 1), "a number of bytes"),
+    "cpu_weight": (lambda value: value is None or whole(value, 1, 10000), "from 1 to 10000"),
     "context": (lambda value: value is None or isinstance(value, dict), "an object"),
 }

@@ -17,6 +17,7 @@ from sagectl.shim import tree
 from sagectl.shim.channel import Channel, Loop, packed
 from sagectl.shim.engine import IDENTITY, VERSION, Engine
 from sagectl.shim.files import lock_alone
+from sagectl.shim.group import Group
 from sagectl.shim.launch import CAUGHT
 from sagectl.shim.log import Log
 from sagectl.shim.orders import context_of, generation_of, number_of, signal_of
@@ -44,7 +45,8 @@ class Shim:
         self.send = self.channel.send
         self.log = Log(**order["log"])
         self.log.report = lambda text: self.send(op="log-trouble", text=text, dropped=self.log.dropped)
-        self.engine = Engine(self.name, self.directory, self.loop, self.log, self.send)
+        group = Group(order.get("group"), self.name)
+        self.engine = Engine(self.name, self.directory, self.loop, self.log, self.send, group)
         self.engine.drain = self._on_output
         self.fifos: list[int] = []
         self._open_fifo()
@@ -128,6 +130,7 @@ class Shim:
     # --- Output and notifications ---
 
     def _on_output(self) -> None:
+        self.engine.remember()
         for fifo in self.fifos:
             for _ in range(16):  # then let others have a turn
                 try:
@@ -216,6 +219,7 @@ class Shim:
         """Replaces what started.json keeps for the daemon."""
         self.engine.note(context=context_of(message))
         self.engine.note_shared()  # sent when its state changes: it is ready now, say
+        self.engine.members()
 
     def op_measure(self, message: dict[str, Any]) -> None:
         """→ measured: what the whole tree uses."""
@@ -259,6 +263,7 @@ class Shim:
             self.engine.refuse(self.engine.generation, "processes are alive", None)
             return
         self._on_output()
+        self.engine.group.leave()
         with contextlib.suppress(OSError):
             for entry in sorted(os.listdir("."), key="shim.lock".__eq__):  # our lock last
                 os.unlink(entry)

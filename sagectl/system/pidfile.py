@@ -50,7 +50,9 @@ def exit_of(record: Mapping[str, Any] | None) -> ExitStatus | None:
     """The exit status in a shim's record or message; None for none."""
     if not record or not fits(record, EXIT):
         return None
-    return ExitStatus(record["code"], record["signal"], record["oom"])
+    detail = record.get("oom_detail")
+    detail = detail if isinstance(detail, str) else ""  # an earlier version's shim tells none
+    return ExitStatus(record["code"], record["signal"], record["oom"], detail)
 
 
 def read_started(directory: Path) -> dict[str, Any]:

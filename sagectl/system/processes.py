@@ -19,7 +19,7 @@ from typing import Any
 from sagectl.core.engine import Process
 from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
-from sagectl.system import pidfile, strays
+from sagectl.system import groups, pidfile, strays
 from sagectl.system.shim_keeper import HUNG, ShimKeeper, reap
 from sagectl.system.shim_link import Zygote
 from sagectl.system.start_zygote import Started
@@ -29,6 +29,7 @@ from sagectl.system.unit import Unit
 __all__ = ["Found", "Known", "LaunchOrder", "Measurement", "ProcessEvents", "Processes"]
 
 PR_SET_CHILD_SUBREAPER = 36
+SCOPED = 2.0  # seconds that systemd may take to make a scope
 SWEEP = 5.0  # seconds between looks for zombies that nobody waits for, and for shims that were stopped
 
 
@@ -104,6 +105,7 @@ class Processes:
         self._known: Mapping[str, Known] = {}
         self._started_zygote = zygote
         self._unit = unit
+        self.groups: groups.Groups | None = None
         self._zygote: Zygote | None = None
 
     async def open(self) -> None:
@@ -112,8 +114,38 @@ class Processes:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._zygote = Zygote(self._directory.parent, self._started_zygote, self._unit)
+        self._zygote = Zygote(self._directory.parent, self._started_zygote, self._unit, self._place)
+        await self._settle_zygote()
+        self._place(self._zygote.pid)
         self._sweep()
+
+    async def _settle_zygote(self) -> None:
+        """Wait until systemd has moved the zygote into its scope, from which the groups' place is seen."""
+        root = groups.mount()
+        pid = self._zygote.pid if self._zygote else None
+        if self._unit is None or root is None or pid is None:
+            return
+        end = self._loop.time() + SCOPED
+        while self._loop.time() < end:
+            group = groups.own_group(pid, root)
+            if group is None or self._unit.scope in group.parts:
+                return
+            await asyncio.sleep(0.005)  # systemd-run becomes the zygote without a word
+
+    def _place(self, zygote: int | None) -> None:
+        """A zygote was started: its shims and their engines get their places."""
+        name, scoped = groups.name_of(self._directory), self._unit is not None
+        self.groups = groups.prepare(zygote, name, scoped=scoped) if zygote is not None else None
+
+    def unenforced(self, order: LaunchOrder) -> list[str]:
+        """What of an order control groups cannot do here, in sentences without a final period."""
+        has = self.groups.controllers if self.groups else frozenset[str]()
+        asked = {"memory_max": (order.memory_max, "memory"), "cpu_weight": (order.cpu_weight, "cpu")}
+        return [
+            f"{key} is not enforced: there is no control group with the controller {controller} here"
+            for key, (value, controller) in asked.items()
+            if value is not None and controller not in has
+        ]
 
     async def close(self) -> None:
         """Let go of everything; shims and engines stay as they are."""
@@ -124,6 +156,8 @@ class Processes:
         if self._zygote:
             self._zygote.close()
             self._zygote = None
+        if self.groups and self._unit is None:
+            groups.remove(self.groups.base)
 
     @property
     def zygote_pid(self) -> int | None:
@@ -269,6 +303,7 @@ class Processes:
             "dir": str(directory),
             "log": {"path": str(self.log_path(name)), **self._log_limits},
             "mode": "new" if new else "adopt",
+            "group": str(self.groups.base) if self.groups else None,
         }
         self._zygote.spawn(order, sock)
         return new

@@ -131,13 +131,20 @@ def connect(directory: Path) -> socket.socket:
 class Zygote:
     """The process that forks shims. Replaced at once when it ends; what was asked meanwhile waits."""
 
-    def __init__(self, runtime: Path, started: Started | None = None, unit: Unit | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Path,
+        started: Started | None = None,
+        unit: Unit | None = None,
+        placed: Callable[[int], None] = lambda pid: None,
+    ) -> None:
         """
         Args:
+            placed: called with the pid of each later zygote.
             started: one that was started already.
             unit: the service in whose scope it is to live.
         """
-        self._runtime, self._unit = runtime, unit
+        self._runtime, self._unit, self._placed = runtime, unit, placed
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
@@ -196,6 +203,7 @@ class Zygote:
             # Where a scope cannot be had it lives in the service's own group.
             scope = scope_group(self._unit) if self._unit is not None else None
             self._take(start_zygote(self._runtime, self._unit if scope is not None else None))
+            self._placed(self._process.pid)
 
     def _disconnect(self) -> None:
         if self._sock:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import sagectl
-from sagectl.system.unit import Unit, scope_command, scope_group
+from sagectl.system.unit import SUPERVISOR, Unit, scope_command, scope_group
 
 PACKAGE_PARENT = str(Path(sagectl.__file__).resolve().parent.parent)
 # A main script is never cached as bytecode, a module is; and -I -S keeps everything else out.
@@ -48,6 +48,7 @@ def start_zygote(runtime: Path, unit: Unit | None = None) -> Started:
     if group is not None:
         # What cannot be moved stays in the service's own group, where KillMode=process spares it.
         with contextlib.suppress(OSError):
-            (group / "cgroup.procs").write_text(str(process.pid))
+            inner = group / SUPERVISOR
+            (inner if inner.exists() else group).joinpath("cgroup.procs").write_text(str(process.pid))
     ours.setblocking(False)
     return process, ours

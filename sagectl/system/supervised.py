@@ -39,6 +39,7 @@ class LaunchOrder:
     context: any JSON object; kept beside the process and handed back by `adopt`.
     rlimits: (soft, hard) by the lower-case name behind RLIMIT_, such as `nofile`; -1 for unlimited.
         What cannot be set as it is wanted here, or in the next three, is a failed start.
+    memory_max: bytes; cpu_weight: 1 to 10000. Both only where control groups have the controllers.
     nofile: the same for open files where `rlimits` does not say, as far as the shim may.
     """
 
@@ -53,6 +54,8 @@ class LaunchOrder:
     oom_score_adjust: int | None = None
     cpu_affinity: tuple[int, ...] | None = None
     nofile: tuple[int, int] | None = None
+    memory_max: int | None = None
+    cpu_weight: int | None = None
 
 
 class Phase(Enum):
@@ -174,6 +177,8 @@ class Supervised:
             "oom_score_adjust": order.oom_score_adjust,
             "cpu_affinity": order.cpu_affinity,
             "nofile": order.nofile,
+            "memory_max": order.memory_max,
+            "cpu_weight": order.cpu_weight,
             "context": dict(self.context or {}),
         }
 

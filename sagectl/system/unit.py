@@ -12,6 +12,8 @@ from pathlib import Path
 
 log = logging.getLogger("sagectl.systemd")
 
+SUPERVISOR = "supervisor"
+"""The zygote's and the shims' own group: one with controllers for those below may hold no process itself."""
 FIRST_DESCRIPTOR = 3
 HANDOVER = "sagectld-handover"
 """What a daemon calls the socket that it leaves to the next image of itself."""

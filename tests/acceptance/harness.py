@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from sagectl.client import Client, Engine, Event
+from sagectl.system import groups
 from tests.acceptance.listening import PATIENCE, Follower, Mailbox
 
 BIN = Path(sys.executable).parent
@@ -243,6 +244,8 @@ class Daemon:
         while left:  # whoever forks while we look is found by the next look
             kill(*left)
             left = self.pids(lambda pid: self.is_ours(pid))
+        if (root := groups.mount()) is not None:
+            groups.remove(root / groups.name_of(self.home / "run" / "engines"))
         self.mailbox.close()
         self._notify.close()
         self._log.close()

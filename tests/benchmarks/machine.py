@@ -40,6 +40,7 @@ class Systemd(Supervisor):
             (self.tree / folder).symlink_to(f"usr/{folder}")
         shutil.copy("/etc/os-release", self.tree / "etc")
         (self.tree / "etc" / "machine-id").write_text(uuid.uuid4().hex + "\n")
+        self.groups: list[Path] = []
         self.units = self.tree / "etc" / "systemd" / "system"
         self.units.joinpath(TARGET).write_text("[Unit]\nRequires=basic.target\nAfter=basic.target\n")
 
@@ -52,8 +53,14 @@ class Systemd(Supervisor):
 
     def command(self) -> list[str]:
         shown = [str(path) for path in {sys.prefix, sys.base_prefix} if not Path(path).is_relative_to("/usr")]
-        alone = [] if Path("/run/systemd/system").exists() else ["--keep-unit"]
+        alone = ["--keep-unit"] if self.groups else []
         return [
+            *(
+                "sh",
+                "-ec",
+                'for each in $SGBENCH_GROUPS; do echo $$ >"$each/cgroup.procs"; done; exec "$@"',
+                "sh",
+            ),
             *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.tree}", "--bind-ro=/usr"),
             *(f"--bind-ro={path}" for path in shown),
             *(f"--bind={self.home}", "--private-network", "--register=no", *alone),
@@ -79,6 +86,9 @@ class Systemd(Supervisor):
             begin = time.monotonic()
             assert self.inside("systemctl", "daemon-reexec")
             return begin
+        if not Path("/run/systemd/system").exists():  # which would give it a scope
+            self.groups = _groups(self.tree.name)
+        self.environ["SGBENCH_GROUPS"] = " ".join(map(str, self.groups))
         self.environ["SYSTEMD_NSPAWN_UNIFIED_HIERARCHY"] = "1"
         return super().start()
 
@@ -130,6 +140,28 @@ class Systemd(Supervisor):
         mounted = Path("/proc/self/mountinfo").read_text()
         assert str(self.tree) not in mounted, f"{self.tree} is still mounted somewhere"
         shutil.rmtree(self.tree)
+        for group in self.groups:
+            eventually(lambda group=group: _removed(group))
+
+
+def _groups(name: str) -> list[Path]:
+    """Make control groups where systemd wants some: two containers in the same would meet in them."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+    found = []
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup2" or (kind == "cgroup" and "name=systemd" in options.split(",")):
+            path = own.get("" if kind == "cgroup2" else "name=systemd", "/")
+            found.append(Path(where, path.lstrip("/"), name))
+            found[-1].mkdir()
+    return found
+
+
+def _removed(group: Path) -> bool:
+    for folder, _, _ in os.walk(group, topdown=False):
+        Path(folder).rmdir()
+    return True
 
 
 @functools.cache
@@ -137,7 +169,10 @@ def _boots() -> str:
     """Why no container comes up here; empty if one does."""
     with Systemd() as machine:
         machine.declare({"began": machine.engines.command()})
-        machine.start()
+        try:
+            machine.start()
+        except OSError as error:  # control groups that cannot be written
+            return f"no container boots here: {error}"
         assert machine.process is not None
         deadline = time.monotonic() + 10
         while not machine.engines.any_began(0.1):

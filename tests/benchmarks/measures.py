@@ -136,7 +136,7 @@ def outage(trouble: Trouble, pids: Sequence[int], blow: signal.Signals, seconds:
         supervisor.start()
     if blow == signal.SIGKILL:
         # A double may come, or the successor of one that died; hardly where the engine's parent lives.
-        supervisor.engines.any_began(4 if FULL else 2 if orphaned else 0.3)
+        supervisor.engines.any_began(sized(4, 2) if orphaned else 1 if FULL else 0.3)
         time.sleep(sized(1, 0))
     after, instances = _fate(trouble, pid, instance, at), len(running(trouble.plain))
     if after != "dies":

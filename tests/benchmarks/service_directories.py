@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.benchmarks.lab import Supervisor, parent_of, processes, words_of
 
+KEEP = 16_000_000
+"""Bytes of a log file before the next begins, so that none is dropped meanwhile."""
+
 
 class Scanner(Supervisor):
     """A scanned directory of service directories, each with a `log` beside its `run`."""
@@ -64,13 +67,18 @@ class Runit(Scanner):
     def _describe(self, service: Path, words: Sequence[str], log: Path) -> None:
         _script(service / "run", "#!/bin/sh", "exec 2>&1", f"exec {shlex.join(words)}")
         _script(service / "log" / "run", "#!/bin/sh", f"exec svlogd -tt {log}")
+        (log / "config").write_text(f"s{KEEP}\n")
 
     def stop(self, name: str) -> bool:
         return self.call("sv", "-w", "30", "stop", str(self.services / name))
 
 
 class S6(Scanner):
-    """s6-svscan with s6-log, and `lock-fd` against a second instance."""
+    """s6-svscan with s6-log, each engine in execline.
+
+    Without `lock-fd`, which would prevent a second instance: 2.11.3.2 starts nothing if it has to make that
+    lock's file, and where the file is there s6-supervise itself holds the lock, which ends with it.
+    """
 
     name = "s6"
     needs = ("s6-svscan", "s6-supervise", "s6-svc", "s6-log", "execlineb")
@@ -82,10 +90,7 @@ class S6(Scanner):
     def _describe(self, service: Path, words: Sequence[str], log: Path) -> None:
         shebang = f"#!{shutil.which('execlineb')} -P"
         _script(service / "run", shebang, "fdmove -c 2 1", shlex.join(words))
-        (service / "lock-fd").write_text("9\n")
-        (service / "supervise").mkdir(mode=0o700)
-        (service / "supervise" / "service-lock").touch()  # 2.11.3.2 starts nothing if it has to make this
-        _script(service / "log" / "run", shebang, f"s6-log n20 s1000000 T {log}")
+        _script(service / "log" / "run", shebang, f"s6-log n20 s{KEEP} T {log}")
 
     def stop(self, name: str) -> bool:
         return self.call("s6-svc", "-wD", "-T", "30000", "-d", str(self.services / name))

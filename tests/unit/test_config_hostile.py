@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ RIGHT: dict[str, dict[str, Any]] = {
 texts = st.text(max_size=6) | st.sampled_from(
     ["{port}", "{", "1s", "5GiB", "40%", "--port", "../x", "/x", "\0"]
 )
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True, allow_infinity=True) | texts
+huge = st.sampled_from([10**400, -(10**400)])
+scalars = (
+    st.none() | st.booleans() | st.integers() | huge | st.floats(allow_nan=True, allow_infinity=True) | texts
+)
 values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.just("http"), inner, max_size=3),
@@ -96,3 +100,63 @@ def test_a_kind_that_fails_on_its_options_is_named_and_hides_no_other_mistake() 
     said = "\n".join(str(problem) for problem in caught.value.problems)
     assert "the kind exec failed on it: RuntimeError: no idea" in said
     assert "porrt" in said
+
+
+BIG, HEX = "9" * 400, "0x" + "f" * 6000  # more than a float holds; more digits than Python writes
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("engines.a.gpu_memory", f"gpu_memory = -{BIG}"),
+        ("engines.a.gpu_memory", f"gpu_memory = {HEX}"),
+        ("engines.a.required_memory_gb", f"required_memory_gb = {HEX}"),
+        ("engines.a.required_memory_gb", f"required_memory_gb = -{BIG}"),
+        ("engines.a.serves", f"serves = [{HEX}]"),
+        ("engines.a.command", f"command = [{HEX}]"),
+        ("engines.a.port", f"port = {HEX}"),
+        ("engines.a.stop.drain", f"stop.drain = -{BIG}"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_number_beyond_all_measure_is_a_problem_of_its_key(key: str, line: str) -> None:
+    command = "" if "command" in line else 'command = ["x"]\n'
+    text = f'[engines.a]\nkind = "exec"\nport = 1\n{command}{line}\n'.replace(
+        "port = 1\n", "" if "port" in line else "port = 1\n"
+    )
+    with pytest.raises(InvalidConfig) as caught:
+        load(MAIN, None, KINDS, texts={MAIN: text})
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert problem.line == text.count("\n")
+    assert len(str(problem)) < 300
+
+
+@pytest.mark.parametrize("piece", ["a={", "a=[", "x = [{ a = ", "[", "{", "a.b.", "]", "'", '"""'])
+@pytest.mark.parametrize("before", ["", "\0", "a = 1\na = 1\n"], ids=repr)
+def test_what_is_nested_without_end_is_a_syntax_error_wherever_that_begins(before: str, piece: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(InvalidConfig) as caught:
+        load(MAIN, None, KINDS, texts={MAIN: before + piece * 20_000})
+    assert all(problem.message for problem in caught.value.problems)
+    assert time.process_time() - begun < 1.0
+
+
+@pytest.mark.parametrize("piece", ["x", "é", "\\", "x ", ".", '"', "x=", "x,", "={", "a={x"])
+def test_an_inline_table_that_is_never_closed_does_not_take_long(piece: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(InvalidConfig):
+        load(MAIN, None, KINDS, texts={MAIN: "a={" + piece * 20_000})
+    assert time.process_time() - begun < 1.0
+
+
+def test_a_thousand_wrong_dependencies_do_not_take_long_and_are_all_told() -> None:
+    table = '[engines.engine-{0}]\nkind = "exec"\ncommand = ["x"]\ndepends_on = ["enjine-{0}"]\n'
+    text = "".join(table.format(number) for number in range(1000))
+    begun = time.process_time()
+    with pytest.raises(InvalidConfig) as caught:
+        load(MAIN, None, KINDS, texts={MAIN: text})
+    assert time.process_time() - begun < 1.0
+    assert len(caught.value.problems) == 1000
+    assert all('there is no engine "enjine-' in problem.message for problem in caught.value.problems)
+    assert 'did you mean "engine-0"?' in caught.value.problems[0].remedy

@@ -54,6 +54,8 @@ SPEC = EngineSpec(
     nice=5,
     oom_score_adjust=-500,
     cpu_affinity=(0, 1, 3),
+    memory_max=2**35,
+    cpu_weight=50,
     autostart=True,
     priority=Priority.HIGH,
     depends_on=("embed",),
@@ -96,7 +98,7 @@ ENGINE = Engine(
     ready_since=7.0,
     outcome=Outcome(Sub.SIGNAL, "killed"),
     diagnosis=Diagnosis("sum", "rem", False),
-    last_exit=ExitStatus(signal=9, oom_kill=True),
+    last_exit=ExitStatus(signal=9, oom_kill=True, oom_detail="process 7 (x)"),
     starts=(1.0, 2.5),
     backoff_until=8.0,
     waiting_for=("embed",),
@@ -162,10 +164,15 @@ def test_options_that_the_plugin_refuses_now_are_kept_as_they_were_stored() -> N
 
 def test_what_was_stored_before_engines_had_limits_is_read_as_without() -> None:
     stored = json.loads(dump_engine(ENGINE))
-    for key in ("limits", "nice", "oom_score_adjust", "cpu_affinity"):
+    for key in ("limits", "nice", "oom_score_adjust", "cpu_affinity", "memory_max", "cpu_weight"):
         del stored["spec"][key]
-    bare = replace(SPEC, limits={}, nice=None, oom_score_adjust=None, cpu_affinity=None)
-    assert load_engine(json.dumps(stored), KINDS) == replace(ENGINE, spec=bare)
+    del stored["last_exit"]["oom_detail"]
+    bare = replace(
+        SPEC, limits={}, nice=None, oom_score_adjust=None, cpu_affinity=None, memory_max=None, cpu_weight=None
+    )
+    assert load_engine(json.dumps(stored), KINDS) == replace(
+        ENGINE, spec=bare, last_exit=ExitStatus(signal=9, oom_kill=True)
+    )
 
 
 def without(key: str) -> str:
@@ -240,6 +247,8 @@ def test_a_declaration_is_shown_with_the_tomls_own_keys() -> None:
         "nice": 5,
         "oom_score_adjust": -500,
         "cpu_affinity": [0, 1, 3],
+        "memory_max": 2**35,
+        "cpu_weight": 50,
         "env": {"A": "1"},
         "env_file": "/x.env",
         "labels": {"team": "x"},

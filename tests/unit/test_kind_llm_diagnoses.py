@@ -107,7 +107,11 @@ def test_failures_that_need_other_machines_are_recognised_by_their_documented_te
 def test_an_oom_kill_is_named_whatever_the_log_says() -> None:
     diagnosis = LlmKind().explain(REQUEST, report("", ExitStatus(signal=9, oom_kill=True)))
     assert diagnosis is not None
-    assert "memory ran out" in diagnosis.summary
+    assert diagnosis.summary.endswith("because memory ran out.")
+    worker = ExitStatus(code=1, oom_kill=True, oom_detail="process 7 (worker) held 1.0 GiB")
+    diagnosis = LlmKind().explain(REQUEST, report("", worker))
+    assert diagnosis is not None
+    assert diagnosis.summary.endswith("because memory ran out: process 7 (worker) held 1.0 GiB.")
 
 
 @pytest.mark.parametrize("log", ["", "INFO:     Application startup complete.\nsomething new"])

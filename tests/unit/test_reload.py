@@ -39,6 +39,8 @@ LAUNCH: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("nice", {"nice": 0}, ("nice",)),
     ("oom_score_adjust", {"oom_score_adjust": 0}, ("oom_score_adjust",)),
     ("cpu_affinity", {"cpu_affinity": (0,)}, ("cpu_affinity",)),
+    ("memory_max", {"memory_max": 2**30}, ("memory_max",)),
+    ("cpu_weight", {"cpu_weight": 50}, ("cpu_weight",)),
     ("env", {"env": {"A": "2", "B": "3"}}, ("env.A", "env.B")),
     ("env_file", {"env_file": "/x"}, ("env_file",)),
     ("probe_choice", {"probe_choice": TcpProbe()}, ("probe",)),

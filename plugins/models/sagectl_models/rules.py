@@ -41,7 +41,9 @@ def recognise(
 ) -> Diagnosis | None:
     """The first of the rules that matches the log, its words filled in."""
     if failure.exit is not None and failure.exit.oom_kill:
-        return Diagnosis(f"The kernel killed {request.name} because memory ran out.", words.host_memory)
+        detail = f": {failure.exit.oom_detail}" if failure.exit.oom_detail else ""
+        summary = f"The kernel killed {request.name} because memory ran out{detail}."
+        return Diagnosis(summary, words.host_memory)
     known = {
         "kind": words.kind,
         "python": request.python,
