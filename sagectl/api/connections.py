@@ -31,7 +31,7 @@ _BATCH = 16
 """Connections accepted per turn of the loop. Each is read before `Limits.connections` more arrive, so
 a flood of silent ones does not drive out one that asks something."""
 _BACKLOG = 1024
-_HEARING = 0.1
+_HEARING = 1.0
 """Seconds that new connections have to ask something when the daemon ends."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -244,6 +244,7 @@ class Door:
         """Who has just connected is about to ask: it gets its answer, not a connection that was reset."""
         loop = asyncio.get_running_loop()
         end = loop.time() + _HEARING
+        await asyncio.sleep(0.002)  # those that were accepted just now become connections on the loop
         while loop.time() < end and any(not c.asked and not c.busy for c in self.connections):  # noqa: ASYNC110
             await asyncio.sleep(0.002)  # their bytes arrive on the loop
 

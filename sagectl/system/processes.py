@@ -29,6 +29,7 @@ from sagectl.system.unit import Unit
 __all__ = ["Found", "Known", "LaunchOrder", "Measurement", "ProcessEvents", "Processes"]
 
 PR_SET_CHILD_SUBREAPER = 36
+RELEASED = 2.0  # seconds that shims have to end after their engines
 SCOPED = 2.0  # seconds that systemd may take to make a scope
 SWEEP = 5.0  # seconds between looks for zombies that nobody waits for, and for shims that were stopped
 
@@ -149,6 +150,7 @@ class Processes:
 
     async def close(self) -> None:
         """Let go of everything; shims and engines stay as they are."""
+        await self._released()
         engines, self._engines = list(self._engines.values()), {}
         await asyncio.gather(*(engine.shim.close() for engine in engines))
         if self._sweeper:
@@ -158,6 +160,12 @@ class Processes:
             self._zygote = None
         if self.groups and self._unit is None:
             groups.remove(self.groups.base)
+
+    async def _released(self) -> None:
+        """Wait for shims that were told to end: one that is just being replaced has not heard of it yet."""
+        end = self._loop.time() + RELEASED
+        while self._loop.time() < end and any(engine.releasing for engine in self._engines.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # each tells its own keeper
 
     @property
     def zygote_pid(self) -> int | None:

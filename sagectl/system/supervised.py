@@ -194,11 +194,19 @@ class Supervised:
         elif op == "log-trouble":
             self._emit(lambda: self._sink.log_trouble(name, message["text"]))
         elif op == "refused" and self.releasing:
-            self.releasing = False
-            if self._order:
-                self.shim.send(self._launch_message(self._order))
+            self._not_released(generation or 0)
+        elif op == "tree-empty" and self.releasing:
+            self.shim.send({"op": "end"})
         elif generation == self.generation:
             self._received_current(generation, message)
+
+    def _not_released(self, generation: int) -> None:
+        """Its shim says that something of it lives, which we took for gone: that is ended, then the shim."""
+        if self._order:
+            self.releasing = False
+            self.shim.send(self._launch_message(self._order))
+        else:
+            self.shim.send({"op": "kill-tree", "generation": max(generation, self.generation)})
 
     def _received_current(self, generation: int, message: dict[str, Any]) -> None:
         name, op = self.name, message["op"]

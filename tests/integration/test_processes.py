@@ -16,6 +16,7 @@ import pytest
 from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
 from sagectl.system import pidfile
+from sagectl.system.supervised import Phase
 from tests.integration.process_support import HOSTILE, SLEEP, Machine, eventually, is_gone, running
 
 
@@ -268,6 +269,16 @@ async def test_release_takes_the_shim_and_its_directory_away(machine: Machine) -
     await machine.events.next("spawned")
     assert machine.shim() != shim
     assert is_gone(shim)
+
+
+async def test_a_release_ends_what_the_daemon_had_taken_for_gone(machine: Machine) -> None:
+    process = await machine.start(*SLEEP)
+    shim = machine.shim()
+    (engine,) = machine.processes._engines.values()
+    engine.phase = Phase.IDLE  # as after an end that was told too early
+    machine.processes.release("chat")
+    await eventually(lambda: is_gone(process.pid) and is_gone(shim))
+    await eventually(lambda: not (machine.run / "engines" / "chat").exists())
 
 
 async def test_a_release_of_something_alive_is_no_release(machine: Machine) -> None:
