@@ -167,10 +167,10 @@ async def follow(path: str | Path, lines: int | None = 0) -> AsyncIterator[bytes
     changes = Changes()
     file = None
     try:
-        file = await asyncio.to_thread(_begin, path, lines)
+        file, start = await asyncio.to_thread(_begin, path, lines)
         if file is None:
             file = await _appeared(path, changes)
-        start = await asyncio.to_thread(_start_of, path, file)
+            start = _start_of(path, file)
         changes.watch_file(file.fileno())
         data = b""
         while True:
@@ -182,6 +182,8 @@ async def follow(path: str | Path, lines: int | None = 0) -> AsyncIterator[bytes
             if rotated:
                 end = None if start is None else start + _size(file)
                 following, start = await _next(path, file, end, changes)
+                if start is None:
+                    start = await asyncio.to_thread(_start_of, path, following)
                 file.close()
                 file = following
                 if start is not None and end is not None and start > end:
@@ -218,15 +220,23 @@ async def _next(path: str, file: FileIO, end: int | None, changes: Changes) -> t
     return following
 
 
-def _begin(path: str, lines: int | None) -> FileIO | None:
-    """The file in which the last `lines` lines begin, positioned there; None where there is no log."""
-    with _opened(path) as files:
-        if not files:
-            return None
-        index, offset = (len(files) - 1, 0) if lines is None else _locate(files, lines)
-        file = FileIO(os.dup(files[index].fileno()))
-        file.seek(offset)
-        return file
+def _begin(path: str, lines: int | None) -> tuple[FileIO | None, int | None]:
+    """The file in which the last `lines` lines begin, positioned there; None where there is no log.
+
+    And the position of the file's first byte, None where nobody can tell.
+    """
+    for look in range(_LOOKS):
+        with _opened(path) as files:
+            if not files:
+                return None, None
+            starts = _starts(path, files, certain=True)
+            if not starts and look + 1 < _LOOKS:
+                continue
+            index, offset = (len(files) - 1, 0) if lines is None else _locate(files, lines)
+            file = FileIO(os.dup(files[index].fileno()))
+            file.seek(offset)
+            return file, starts[index] if starts else None
+    raise AssertionError("the last look takes what it sees")
 
 
 def _is_current(path: str, file: FileIO) -> bool:

@@ -71,7 +71,7 @@ class Reader:
         number = int(line[5:14]) if line.startswith(b"line ") else -1
         self.first = number if self.first is None else self.first
         if len(line) != LINE - 1 or (self.lines and number != self.last + 1):
-            self.wrong.append(line[:100])
+            self.wrong.append(b"%d after %d: %b" % (len(line), self.last, line[:60]))
         self.lines += 1
         self.last = number
 
