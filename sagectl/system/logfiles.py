@@ -170,10 +170,11 @@ async def follow(path: str | Path, lines: int | None = 0) -> AsyncIterator[bytes
         file, start = await asyncio.to_thread(_begin, path, lines)
         if file is None:
             file = await _appeared(path, changes)
-            start = _start_of(path, file)
         changes.watch_file(file.fileno())
         data = b""
         while True:
+            if start is None:  # of a log that has just appeared its shim is about to note it
+                start = _start_of(path, file)
             rotated = not _is_current(path, file)
             # Read after that look: what was written before the rotation is all there.
             while piece := file.read(_CHUNK):
@@ -182,8 +183,6 @@ async def follow(path: str | Path, lines: int | None = 0) -> AsyncIterator[bytes
             if rotated:
                 end = None if start is None else start + _size(file)
                 following, start = await _next(path, file, end, changes)
-                if start is None:
-                    start = await asyncio.to_thread(_start_of, path, following)
                 file.close()
                 file = following
                 if start is not None and end is not None and start > end:
