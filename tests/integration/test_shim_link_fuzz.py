@@ -27,7 +27,7 @@ from sagectl.shim.channel import packed
 from sagectl.system import pidfile, strays
 from sagectl.system.processes import Processes
 from sagectl.system.shim_keeper import ATTEMPTS, HUNG, LOSSES
-from tests.integration.process_support import SLEEP, Events, Machine
+from tests.integration.process_support import SLEEP, Events, Machine, leave_no_group
 from tests.integration.shim_support import mutated, values
 
 BOUNDED = settings(
@@ -216,6 +216,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     for identity in strays.find(Path(os.path.abspath(one.run)) / "engines").values():
         if identity is not None:
             tree.kill_verified(*identity, signal.SIGKILL)
+    leave_no_group(one.run)
 
 
 messages = st.lists(st.sampled_from(TOLD).flatmap(mutated), max_size=4)
