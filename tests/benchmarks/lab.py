@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sagectl.errors import NoDaemon
+from tests.integration.process_support import leave_no_group
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -389,6 +390,7 @@ class Supervisor:
                 time.sleep(0.01)
         self.engines.close()
         shutil.rmtree(self.home, ignore_errors=True)
+        leave_no_group(self.home / "run")
 
     def __enter__(self) -> Any:
         return self

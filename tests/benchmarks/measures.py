@@ -50,7 +50,7 @@ def restarted_without(supervisor: Supervisor) -> bool:
     supervisor.kill([supervisor.root])
     for pid in running(supervisor.engines.command()):
         os.kill(pid, signal.SIGKILL)
-    return supervisor.engines.any_began(4 if FULL else 0.3)
+    return supervisor.engines.any_began(4 if FULL else 1.5)
 
 
 def seconds_to_run(supervisor: Supervisor, count: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sagectl.core.engine import Process
 from sagectl.plugin import ExitStatus
 from sagectl.shim import tree
+from sagectl.system import groups
 from sagectl.system.processes import Found, LaunchOrder, Processes
 
 T = TypeVar("T")
@@ -165,6 +166,13 @@ async def running(home: Path, **limits: Any) -> AsyncIterator[Machine]:
         yield it
     finally:
         await tidy(it)
+        leave_no_group(it.run)
+
+
+def leave_no_group(run: Path) -> None:
+    """Remove the control groups of a home that is gone."""
+    if (root := groups.mount()) is not None:
+        groups.remove(root / groups.name_of(Path(os.path.abspath(run)) / "engines"))
 
 
 async def tidy(it: Machine) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import json
 import math
+import os
+import signal
 import struct
 import time
 from collections.abc import Awaitable, Iterator
@@ -20,11 +22,12 @@ from hypothesis import strategies as st
 
 from sagectl.core.engine import Process
 from sagectl.plugin import ExitStatus
+from sagectl.shim import tree
 from sagectl.shim.channel import packed
-from sagectl.system import pidfile
+from sagectl.system import pidfile, strays
 from sagectl.system.processes import Processes
 from sagectl.system.shim_keeper import ATTEMPTS, HUNG, LOSSES
-from tests.integration.process_support import SLEEP, Events, Machine
+from tests.integration.process_support import SLEEP, Events, Machine, leave_no_group
 from tests.integration.shim_support import mutated, values
 
 BOUNDED = settings(
@@ -209,6 +212,11 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         one = Lab(tmp_path, runner)
         yield one
         one(one.processes.close())
+    # Shims that were led to believe that nobody wants them to end.
+    for identity in strays.find(Path(os.path.abspath(one.run)) / "engines").values():
+        if identity is not None:
+            tree.kill_verified(*identity, signal.SIGKILL)
+    leave_no_group(one.run)
 
 
 messages = st.lists(st.sampled_from(TOLD).flatmap(mutated), max_size=4)
