@@ -135,12 +135,12 @@ class Runtime:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.ending.asked_by_signal)
         loop.add_signal_handler(signal.SIGINT, self.ending.end)
-        settings = await self._come_up()
+        given, ours = inherited_socket(self.paths.socket, os.environ) or (None, False)
+        settings = await self._come_up(renewed=ours)
         # The engines' way up goes on in their shims, while this process imports aiohttp, its largest part.
         await self.supervisor.until(self._all_launched, PREFLIGHTS_SECONDS)
         from sagectl.api.server import ApiServer
 
-        given, ours = inherited_socket(self.paths.socket, os.environ) or (None, False)
         api = ApiServer(
             self.control,
             self.paths.socket,
@@ -172,7 +172,12 @@ class Runtime:
         log.info("the engines go on" if self.ending.leaving else "all engines are down")
         return handover
 
-    async def _come_up(self) -> Config:
+    async def _come_up(self, *, renewed: bool) -> Config:
+        """Adopt, restore, start; what the logs and the API are to be like.
+
+        Args:
+            renewed: only our code changed: a broken configuration does not end a daemon that runs.
+        """
         log_settings, config, problem = self._read_configuration()
         processes = Processes(
             self.paths.runtime,
@@ -189,7 +194,7 @@ class Runtime:
         _raise_open_files()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, processes.reap)
         found = await processes.adopt(self._known_processes())
-        if problem is not None and not any(item.process for item in found):
+        if problem is not None and not renewed and not any(item.process for item in found):
             await processes.close()
             raise problem
         self.effects.said_ready.update({item.name: item.generation for item in found if item.ready})

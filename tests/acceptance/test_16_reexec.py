@@ -80,3 +80,19 @@ def test_code_that_cannot_be_loaded_replaces_nothing(daemon: Daemon) -> None:
     status = daemon.client.status()
     assert status["control_plane"]["pid"] == pid
     assert daemon.show("web")["pid"] == before["pid"]
+
+
+def test_a_broken_configuration_does_not_end_a_daemon_that_is_replaced(daemon: Daemon) -> None:
+    """Scenario 16.3: no engine runs, the configuration was broken meanwhile. `sagectl daemon-reexec`.
+
+    Result: the daemon goes on, and its status says what is wrong, where a fresh one would refuse to start.
+    """
+    daemon.web(autostart=False)
+    pid = daemon.start()
+    daemon.configure("[engines.web\n")
+    assert daemon.cli("daemon-reexec").returncode == 0
+    assert daemon.client.status()["control_plane"]["pid"] == pid
+    assert "is not valid TOML" in daemon.cli("status").stdout
+    daemon.follow()
+    daemon.client.start("web")
+    daemon.until_ready("web")
