@@ -202,7 +202,8 @@ class Door:
         self.connections: dict[Connection, None] = {}
         self._handler = handler
         self._server: web.Server | None = None
-        self._listening: asyncio.AbstractServer | None = None
+        self._listening: asyncio.Server | None = None
+        self._retired: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self, listening: socket.socket) -> None:
@@ -218,15 +219,24 @@ class Door:
         listening.listen(_BACKLOG)
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections live on."""
+        """Accept no more; connections live on.
+
+        The listening socket is closed later: asyncio drops what it accepted and has not made a connection of
+        when its server is closed.
+        """
         if self._listening is not None:
-            self._listening.close()
+            for listening in self._listening.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            self._retired.append(self._listening)
             self._listening = None
 
     async def close(self) -> None:
         """End every connection, after at most `Limits.farewell` seconds for answers under way."""
         self.stop_accepting()
         await self._hear_out()
+        for server in self._retired:
+            server.close()
+        self._retired.clear()
         for connection in list(self.connections):
             if not connection.busy:
                 self._drop(connection)
