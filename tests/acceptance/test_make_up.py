@@ -82,6 +82,7 @@ def test_both_engines_answer_the_printed_requests_and_ctrl_c_ends_everything(
         chat, embed = (
             pasted(command) for command in re.findall(r"curl .*?-d '.*?'$", said, re.DOTALL | re.MULTILINE)
         )
+        assert "choices" in chat, chat
         assert chat["choices"][0]["message"]["content"]
         assert [len(entry["embedding"]) for entry in embed["data"]] == [384, 384]
         printed = re.search(r"^ +SAGECTL_HOME=\S+ (\S+) status$", said, re.MULTILINE)
