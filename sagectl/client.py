@@ -232,10 +232,7 @@ class Client:
         self._json("POST", f"{_API}/shutdown")
 
     def reexec(self) -> None:
-        """Have the daemon go on with the code that is installed now. Returns when that begins.
-
-        Engines keep running; requests made meanwhile wait. Raises Conflict where that code cannot be loaded.
-        """
+        """Begin to go on with newly installed code, engines running. Raises Conflict if it does not load."""
         self._json("POST", f"{_API}/daemon-reexec")
 
     # --- Following -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sagectl.config import limits
+from sagectl.config import persist
 from sagectl.core.engine import Engine, State, Sub
 from sagectl.core.reload import ReloadPlan
 from sagectl.core.times import rfc3339
@@ -50,12 +50,7 @@ def engine_json(
         "progress": progress,
         "priority": spec.priority.value,
         "labels": dict(spec.labels),
-        "limits": limits.shown(spec.limits),
-        "nice": spec.nice,
-        "oom_score_adjust": spec.oom_score_adjust,
-        "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
-        "memory_max": spec.memory_max,
-        "cpu_weight": spec.cpu_weight,
+        **persist.grants(spec),
         "mode": spec.mode.value,
         "group": spec.group,
         "transient": engine.transient,

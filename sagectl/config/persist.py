@@ -264,12 +264,7 @@ def public_spec(spec: EngineSpec) -> dict[str, Any]:
         "depends_on": list(spec.depends_on),
         "python": spec.python,
         "user": spec.user,
-        "limits": limits.shown(spec.limits),
-        "nice": spec.nice,
-        "oom_score_adjust": spec.oom_score_adjust,
-        "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
-        "memory_max": spec.memory_max,
-        "cpu_weight": spec.cpu_weight,
+        **grants(spec),
         "env": {key: MASK if is_secret(key) or text == LEFT_OUT else text for key, text in spec.env.items()},
         "env_file": spec.env_file,
         "labels": dict(spec.labels),
@@ -278,6 +273,18 @@ def public_spec(spec: EngineSpec) -> dict[str, Any]:
         "stop": _plain(spec.stop),
         **spec.declared,
         **(options or {}),
+    }
+
+
+def grants(spec: EngineSpec) -> dict[str, Any]:
+    """What it is given of the machine, as JSON values under the TOML's keys."""
+    return {
+        "limits": limits.shown(spec.limits),
+        "nice": spec.nice,
+        "oom_score_adjust": spec.oom_score_adjust,
+        "cpu_affinity": None if spec.cpu_affinity is None else list(spec.cpu_affinity),
+        "memory_max": spec.memory_max,
+        "cpu_weight": spec.cpu_weight,
     }
 
 

@@ -334,9 +334,8 @@ def _exited(engine: Engine, event: ev.Exited, now: Moment) -> Step:
     record = Record("exited", describe(event.status), level)
     quiet: tuple[Action, ...] = (StopProbes(), *moves.end_timers(), record)
     if event.left:
-        after, actions = moves.release(
-            engine, f"ending {counted(event.left, 'process', 'processes')} that it left behind"
-        )
+        left = counted(event.left, "process", "processes")
+        after, actions = moves.release(engine, f"ending {left} that it left behind")
     else:
         after, actions = moves.settle(engine, now)
     return after, (*quiet, *actions)
@@ -422,13 +421,12 @@ def _reattached_starting(engine: Engine, record: Record, now: Moment) -> Step:
 def _resumed(engine: Engine, now: Moment) -> Step:
     engine = replace(engine, process=None, launching=False, tree_alive=False)
     if engine.state is State.DEACTIVATING or engine.removed:
-        stopped = Outcome(Sub.STOPPED, engine.reason)
-        return moves.settle(replace(engine, outcome=engine.outcome or stopped), now)
-    if engine.state is State.FAILED:
+        outcome = engine.outcome or Outcome(Sub.STOPPED, engine.reason)
+        return moves.settle(replace(engine, outcome=outcome), now)
+    stopped = engine.desired is Desired.STOPPED
+    if engine.state is State.FAILED or (stopped and engine.state is State.INACTIVE):
         return engine, (ReleaseShim(),)
-    if engine.desired is Desired.STOPPED:
-        if engine.state is State.INACTIVE:
-            return engine, (ReleaseShim(),)
+    if stopped:
         return moves.settle(replace(engine, outcome=Outcome(Sub.STOPPED, "stopped by the user")), now)
     if engine.sub is Sub.BACKOFF and engine.backoff_until is not None:
         left = max(0.0, engine.backoff_until - now.monotonic)

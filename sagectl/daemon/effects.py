@@ -23,6 +23,7 @@ from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.requests import request_of
 from sagectl.plugin import Diagnosis, EngineKind, ExitStatus, FailureReport
 from sagectl.system import connections, logfiles
+from sagectl.system.groups import unenforced
 from sagectl.system.journal import Journal
 from sagectl.system.probes import ProbeOutcome, Prober, Target
 from sagectl.system.processes import LaunchOrder, Processes
@@ -166,7 +167,8 @@ class Effects:
             memory_max=engine.spec.memory_max,
             cpu_weight=engine.spec.cpu_weight,
         )
-        for lacking in self._shims.unenforced(order):
+        asked = {"memory_max": order.memory_max, "cpu_weight": order.cpu_weight}
+        for lacking in unenforced(self._shims.groups, asked):
             self._note(engine.name, "not-enforced", lacking, "warning")
         self._measured.pop(engine.id, None)
         self._shims.launch(engine.name, order)

@@ -78,7 +78,6 @@ class Runtime:
         self._explicit = explicit
         self._unit = unit
         self._degraded: tuple[str, ...] = ()
-        self._api: ApiServer | None = None
         self._guard: Guard | None = None
         self._started = time.monotonic()
         self._started_wall = time.time()
@@ -152,8 +151,7 @@ class Runtime:
         await api.start()
         assert self.effects.processes is not None
         self._guard = Guard(self.paths, self.journal, api, self.effects.processes)
-        self.reloader.applied = self._reloaded
-        self._api = api
+        self.reloader.applied = lambda config: self._reloaded(config, api)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         status = loop.create_task(self._tell_systemd(), name="status")
         engines = counted(len(list(self.supervisor)), "engine", "engines")
@@ -282,10 +280,9 @@ class Runtime:
 
     # --- Signals and systemd --------------------------------------------------------------------
 
-    def _reloaded(self, config: Config) -> None:
+    def _reloaded(self, config: Config, api: ApiServer) -> None:
         self._note_file(config)
-        if self._api is not None:
-            self._api.regroup(config.daemon.group)
+        api.regroup(config.daemon.group)
 
     def _note_file(self, config: Config) -> None:
         """Remember the main file, so that its disappearance is told from its absence."""

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from sagectl.system.unit import SUPERVISOR
 log = logging.getLogger("sagectl.groups")
 
 MOUNTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
-WANTED = ("memory", "cpu", "pids")
+CONTROLLERS = {"memory_max": "memory", "cpu_weight": "cpu"}
+"""What enforces which key of an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class Groups:
     controllers: frozenset[str]
 
 
-def mount(mounts: Iterable[Path] = MOUNTS) -> Path | None:
+def mount() -> Path | None:
     """Where cgroup v2 is mounted; None where it is not."""
-    return next((place for place in mounts if (place / "cgroup.controllers").exists()), None)
+    return next((place for place in MOUNTS if (place / "cgroup.controllers").exists()), None)
 
 
 def own_group(pid: int, root: Path) -> Path | None:
@@ -49,27 +50,45 @@ def name_of(home: Path) -> str:
     return f"sagectl-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
 
 
-def prepare(zygote: int, name: str, *, scoped: bool) -> Groups | None:
+def base_for(group: Path, root: Path, name: str, scope: str | None) -> Path | None:
+    """Which group may be divided among engines; None for none.
+
+    That is the delegated scope if there is one. Without systemd it is a group below the root. The group of a
+    service, or of anything else of systemd's, is not ours: the service could not be restarted.
+
+    Args:
+        group: the zygote's. root: of the hierarchy.
+        name: of the group below the root, so that two homes have two.
+        scope: the name of the scope that was asked of systemd; None where no systemd started us.
+    """
+    held = group.parent if group.name == SUPERVISOR else group
+    if scope is not None:
+        return held if held.name == scope else None
+    if group == root:
+        return root / name
+    return held if held == root / name else None
+
+
+def unenforced(found: Groups | None, asked: Mapping[str, int | None]) -> list[str]:
+    """Which of these keys of an engine nobody enforces here, in sentences without a final period."""
+    has = found.controllers if found else frozenset[str]()
+    return [
+        f"{key} is not enforced: there is no control group with the controller {CONTROLLERS[key]} here"
+        for key, value in asked.items()
+        if value is not None and CONTROLLERS[key] not in has
+    ]
+
+
+def prepare(zygote: int, name: str, scope: str | None) -> Groups | None:
     """Make a base for the engines' groups and move the zygote into it; None where that cannot be.
 
     Args:
-        name: of the base where it is not systemd's scope, so that two homes have two.
-        scoped: the zygote is in a delegated scope of its own. Otherwise only the root group is divided, which
-            means that there is no systemd here whose groups these would be.
+        name, scope: as for `base_for`.
     """
     root = mount()
     group = own_group(zygote, root) if root is not None else None
-    if root is None or group is None:
-        return None
-    base = group
-    if scoped:
-        if group.name in (SUPERVISOR, "engines"):
-            base = group.parent
-    elif group == root:
-        base = root / name
-    elif group.parent.name == name:
-        base = group.parent
-    else:
+    base = base_for(group, root, name, scope) if root is not None and group is not None else None
+    if base is None:
         return None
     try:
         for folder in (base, base / SUPERVISOR, base / "engines"):
@@ -86,14 +105,14 @@ def prepare(zygote: int, name: str, *, scoped: bool) -> Groups | None:
 def _enable(base: Path) -> frozenset[str]:
     """Pass the controllers on to the engines' groups, as far as there are any."""
     for folder in (base, base / "engines"):
-        for name in WANTED:
+        for name in CONTROLLERS.values():
             try:
                 (folder / "cgroup.subtree_control").write_text(f"+{name}")
             except OSError as error:
                 log.debug("no controller %s in %s: %s", name, folder, error)
     try:
         passed = (base / "engines" / "cgroup.subtree_control").read_text().split()
-        return frozenset(passed).intersection(WANTED)
+        return frozenset(passed).intersection(CONTROLLERS.values())
     except OSError:
         return frozenset()
 

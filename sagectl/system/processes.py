@@ -135,18 +135,8 @@ class Processes:
 
     def _place(self, zygote: int | None) -> None:
         """A zygote was started: its shims and their engines get their places."""
-        name, scoped = groups.name_of(self._directory), self._unit is not None
-        self.groups = groups.prepare(zygote, name, scoped=scoped) if zygote is not None else None
-
-    def unenforced(self, order: LaunchOrder) -> list[str]:
-        """What of an order control groups cannot do here, in sentences without a final period."""
-        has = self.groups.controllers if self.groups else frozenset[str]()
-        asked = {"memory_max": (order.memory_max, "memory"), "cpu_weight": (order.cpu_weight, "cpu")}
-        return [
-            f"{key} is not enforced: there is no control group with the controller {controller} here"
-            for key, (value, controller) in asked.items()
-            if value is not None and controller not in has
-        ]
+        name, scope = groups.name_of(self._directory), self._unit.scope if self._unit else None
+        self.groups = groups.prepare(zygote, name, scope) if zygote is not None else None
 
     async def close(self) -> None:
         """Let go of everything; shims and engines stay as they are."""

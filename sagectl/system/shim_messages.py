@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sagectl.shim.engine import LATEST
+from sagectl.shim.orders import whole
+
 Check = Callable[[Any], bool]
-_LATEST = 1e11  # seconds; a time beyond it is none
 
 
 def is_whole(value: object, low: int = 0, high: int = 1 << 62) -> bool:
     """An integer in these bounds; true and 1.0 are none."""
-    return type(value) is int and low <= value <= high
+    return whole(value, low, high)
 
 
 def _is_number(value: object) -> bool:
@@ -27,7 +29,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < _LATEST
+    return type(value) in (int, float) and 0 <= value < LATEST
 
 
 def _are_pids(value: object) -> bool:

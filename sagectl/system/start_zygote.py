@@ -38,13 +38,21 @@ def start_zygote(runtime: Path, unit: Unit | None = None) -> Started:
     command = [sys.executable, "-I", "-S", "-c", BOOTSTRAP, PACKAGE_PARENT, str(theirs.fileno()), scratch]
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
     group = scope_group(unit) if unit is not None else None
-    if unit is not None and group is None:
-        command = [*scope_command(unit), *command]
-        env |= {key: os.environ[key] for key in _MANAGER if key in os.environ}
-    with theirs:
-        process = subprocess.Popen(
+
+    def popen(command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL, start_new_session=True
         )
+
+    with theirs:
+        if unit is None or group is not None:
+            process = popen(command)
+        else:
+            env |= {key: os.environ[key] for key in _MANAGER if key in os.environ}
+            try:
+                process = popen([*scope_command(unit), *command])
+            except FileNotFoundError:  # no systemd-run: then it lives in the service's own group
+                process = popen(command)
     if group is not None:
         # What cannot be moved stays in the service's own group, where KillMode=process spares it.
         with contextlib.suppress(OSError):

@@ -305,6 +305,19 @@ class Daemon:
         assert len(found) == 1, found
         return found[0]
 
+    def shims(self, name: str) -> list[int]:
+        """The living shims of an engine, also where their directory is gone."""
+        title = f"sagectl-shim {name}\0".encode()
+
+        def is_shim(pid: int) -> bool:
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                return False
+            return command.startswith(title) and self._cwd(pid).startswith(f"{self.home}/")
+
+        return self.pids(is_shim)
+
     def children_of_daemon(self) -> list[int]:
         """The daemon's own living children."""
         assert self.process is not None

@@ -14,22 +14,6 @@ import pytest
 from tests.acceptance.harness import BIN, Daemon, free_port, get, is_alive, kill
 
 
-def shims(daemon: Daemon, name: str) -> list[int]:
-    """The living shims of an engine, also where their directory is gone."""
-    title = f"sagectl-shim {name}\0".encode()
-
-    def is_shim(pid: int) -> bool:
-        try:
-            here = os.readlink(f"/proc/{pid}/cwd")
-            return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title) and here.startswith(
-                f"{daemon.home}/"
-            )
-        except OSError:
-            return False
-
-    return daemon.pids(is_shim)
-
-
 def gone(directory: Path) -> Path:
     """Remove a directory, also where a shim writes into it at that moment."""
     while True:
@@ -72,14 +56,14 @@ def test_the_next_daemon_finds_engines_whose_files_are_gone(
     port = daemon.web()
     daemon.start()
     [before] = daemon.until_ready("web")
-    shim = shims(daemon, "web")
+    shim = daemon.shims("web")
     removed = remove(daemon)
     daemon.kill()
     daemon.start()
     [after] = daemon.until_ready("web")
     assert (after["pid"], after["restart_count"]) == (before["pid"], 0)
     assert daemon.tree("web") == [before["pid"]]
-    assert shims(daemon, "web") == shim
+    assert daemon.shims("web") == shim
     assert removed.exists()
     assert get(port) == b"%d" % (before["pid"] or 0)
     kill(before["pid"] or 0)
@@ -87,7 +71,7 @@ def test_the_next_daemon_finds_engines_whose_files_are_gone(
     assert daemon.cli("stop", "web").returncode == 0
     assert daemon.tree("web") == []
     assert daemon.terminate() == 0
-    assert shims(daemon, "web") == []
+    assert daemon.shims("web") == []
 
 
 @pytest.mark.parametrize("remove", [run_directory, engine_directory])
@@ -104,7 +88,7 @@ def test_an_engine_without_files_and_without_a_shim_is_the_same_engine(
     [before] = daemon.until_ready("web")
     remove(daemon)
     daemon.kill()
-    kill(*shims(daemon, "web"))
+    kill(*daemon.shims("web"))
     daemon.start()
     [after] = daemon.until_ready("web")
     assert (after["pid"], after["restart_count"]) == (before["pid"], 0)
@@ -165,7 +149,7 @@ def test_a_stopped_shim_hides_no_death_and_delays_no_stop(daemon: Daemon) -> Non
     daemon.web()
     daemon.start()
     [before] = daemon.until_ready("web")
-    [shim] = shims(daemon, "web")
+    [shim] = daemon.shims("web")
     os.kill(shim, signal.SIGSTOP)
     kill(before["pid"] or 0)
     daemon.until("web", lambda e: e["substate"] == "ready" and e["pid"] != before["pid"], "another process")
@@ -182,13 +166,13 @@ def test_a_daemon_adopts_from_a_stopped_shim(daemon: Daemon) -> None:
     daemon.web()
     daemon.start()
     [before] = daemon.until_ready("web")
-    [shim] = shims(daemon, "web")
+    [shim] = daemon.shims("web")
     os.kill(shim, signal.SIGSTOP)
     daemon.kill()
     daemon.start()
     [after] = daemon.until_ready("web")
     assert after["pid"] == before["pid"]
-    assert shims(daemon, "web") == [shim]
+    assert daemon.shims("web") == [shim]
 
 
 def test_a_configuration_that_disappeared_stops_no_engine(daemon: Daemon) -> None:
@@ -234,8 +218,9 @@ def test_another_configuration_is_named(daemon: Daemon) -> None:
     daemon.start("--config", str(other))
     event = daemon.expect_event("config-moved")
     assert event["text"] == f"the configuration is {other} now; before it was {daemon.etc}/sagectl.toml"
-    assert not is_alive(before["pid"] or 0) or daemon.client.engines()
     daemon.expect_event("removed", "web")
+    assert not is_alive(before["pid"] or 0)
+    assert daemon.client.engines() == []
 
 
 def test_the_files_of_another_home_are_left_alone(new_daemon: Callable[[], Daemon]) -> None:

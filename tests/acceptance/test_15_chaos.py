@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.harness import Daemon, await_end, free_port, get, is_alive, kill
-from tests.acceptance.test_14_recovery import shims
 
 STEPS = int(os.environ.get("SAGECTL_SOAK", "0")) or 60
 SEEDS = [int(os.environ["SAGECTL_CHAOS_SEED"])] if "SAGECTL_CHAOS_SEED" in os.environ else [1, 2]
@@ -106,7 +105,7 @@ class Chaos:
 
     def kill_shim(self) -> str:
         name = self.one()
-        kill(*shims(self.daemon, name))
+        kill(*self.daemon.shims(name))
         return f"kill the shim of {name}"
 
     def kill_engine(self) -> str:
@@ -117,12 +116,12 @@ class Chaos:
 
     def kill_all_of_one(self) -> str:
         name = self.one()
-        kill(*shims(self.daemon, name), *self.daemon.tree(name))
+        kill(*self.daemon.shims(name), *self.daemon.tree(name))
         return f"kill shim and engine {name} at once"
 
     def stop_shim(self) -> str:
         name = self.one()
-        for pid in shims(self.daemon, name):
+        for pid in self.daemon.shims(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
         return f"SIGSTOP the shim of {name}"
@@ -197,7 +196,7 @@ class Chaos:
     def wrong(self) -> str:
         for name, wanted in self.wanted.items():
             engine = self.daemon.show(name)
-            tree, mine = self.daemon.tree(name), shims(self.daemon, name)
+            tree, mine = self.daemon.tree(name), self.daemon.shims(name)
             if len(mine) > 1:
                 return f"{name} has the shims {mine}"
             if not wanted:
@@ -236,7 +235,7 @@ class Chaos:
                 self.settle()
             counts.append(self.descriptors())
         assert counts[-1] <= counts[0], f"descriptors leak: {counts}\n{self.story()}"
-        left = [pid for name in ENGINES for pid in (*self.daemon.tree(name), *shims(self.daemon, name))]
+        left = [pid for name in ENGINES for pid in (*self.daemon.tree(name), *self.daemon.shims(name))]
         assert self.daemon.terminate() == 0
         for pid in left:
             print(f"awaiting the end of {pid}: {_title(pid)!r}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sagectl.system import groups
 from tests.acceptance.harness import Daemon, free_port, get, kill
 from tests.cgroups import MemoryGroup, log_is_readable, memory_group
 
@@ -210,3 +211,28 @@ def test_a_worker_that_the_kernel_killed_is_named_as_the_reason(
     assert f"(process {worker} (python" in ended["reason"]
     assert ended["last_exit"] == {"code": 3, "signal": None, "oom_kill": True}
     assert "exit code 3 (out of memory)" in daemon.cli("status", "hog").stdout
+
+
+def test_a_limit_that_nobody_can_hold_here_is_said(daemon: Daemon) -> None:
+    """Scenario 19.6: an engine has `memory_max` and `cpu_weight`; `sagectl status`.
+
+    Result: where the machine has the controllers, the engine's group holds both; where not, the engine runs
+    all the same, an event names each key that nobody enforces, and the status says what tracks processes.
+    """
+    daemon.configure(daemon.web_engine("web", free_port(), memory_max='"1GiB"', cpu_weight=50))
+    daemon.start()
+    [web] = daemon.until_ready("web")
+    tracking = daemon.client.status()["control_plane"]["process_tracking"]
+    for key, controller, file, value in (
+        ("memory_max", "memory", "memory.max", str(1 << 30)),
+        ("cpu_weight", "cpu", "cpu.weight", "50"),
+    ):
+        if controller in tracking["controllers"]:
+            group = groups.own_group(web["pid"] or 0, groups.mount() or Path())
+            assert group is not None
+            assert (group / file).read_text().strip() == value
+        else:
+            said = daemon.expect_event("not-enforced", "web")["text"]
+            assert said == (
+                f"{key} is not enforced: there is no control group with the controller {controller} here"
+            )

@@ -253,6 +253,30 @@ def test_a_drop_in_changes_the_daemon(machine: Machine) -> None:
     machine.run("systemctl", "restart", UNIT)
 
 
+@pytest.mark.parametrize("how", ["absent", "failing"])
+def test_without_a_scope_the_engines_survive_in_the_services_own_group(machine: Machine, how: str) -> None:
+    """`systemd-run` is not installed, or fails; `systemctl start`, `systemctl restart`, `systemctl stop`.
+
+    Result: the engines come up in the service's group, which nobody divides, so that the restart succeeds and
+    keeps them; the stop ends them.
+    """
+    machine.run("systemctl", "stop", UNIT)
+    machine.run("mv", "/usr/bin/systemd-run", "/usr/bin/systemd-run.away")
+    if how == "failing":
+        machine.run("ln", "-s", "/bin/false", "/usr/bin/systemd-run")
+    machine.run("systemctl", "start", UNIT)
+    before = pids(machine)
+    for pid in before.values():
+        assert f"0::/system.slice/{UNIT}\n" in machine.run("cat", f"/proc/{pid}/cgroup").stdout
+    machine.run("systemctl", "restart", UNIT)
+    assert pids(machine) == before
+    machine.run("systemctl", "stop", UNIT)
+    assert not any(alive(machine, pid) for pid in before.values())
+    machine.run("mv", "/usr/bin/systemd-run.away", "/usr/bin/systemd-run")
+    machine.run("systemctl", "reset-failed", UNIT, check=False)  # starts are counted
+    machine.run("systemctl", "start", UNIT)
+
+
 def test_the_socket_starts_the_daemon_and_lets_clients_wait(machine: Machine) -> None:
     """`systemctl enable --now sagectld.socket` with the service stopped; `sagectl list`; a restart meanwhile.
 

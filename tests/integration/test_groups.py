@@ -32,7 +32,7 @@ def base() -> Iterator[Groups]:
     """A base below the root group, with a sleeping process as its zygote."""
     sleeper = subprocess.Popen(["sleep", "1000"])
     try:
-        found = groups.prepare(sleeper.pid, groups.name_of(HOME), scoped=False)
+        found = groups.prepare(sleeper.pid, groups.name_of(HOME), None)
         if found is None:
             pytest.skip("there is no cgroup v2 here whose root is ours to divide")
         yield found
@@ -73,7 +73,7 @@ def test_a_group_knows_its_processes_and_disappears_with_the_last(base: Groups) 
 
 
 def test_the_base_is_found_again_by_the_next_zygote_and_goes_when_empty(base: Groups) -> None:
-    assert groups.prepare(os.getpid(), groups.name_of(HOME), scoped=False) == base
+    assert groups.prepare(os.getpid(), groups.name_of(HOME), None) == base
     root = groups.mount()
     assert root is not None
     (root / "cgroup.procs").write_text(str(os.getpid()))  # home again

@@ -179,11 +179,16 @@ def _environment(request: Request, device: str) -> dict[str, str]:
 
 def _probes(request: Request, name: str) -> Probes:
     health = request.probe or HEALTH
-    first = HttpProbe(
+    return Probes(startup=(health, first_embedding(name)), readiness=health, liveness=health)
+
+
+def first_embedding(name: str, *, bearer_env: str | None = None) -> HttpProbe:
+    """Asks for one embedding of this model, with either back end."""
+    return HttpProbe(
         "/v1/embeddings",
         method="POST",
         body=json.dumps({"model": name, "input": "Hello"}),
         json_path=("data", 0, "embedding"),
         timeout=FIRST_EMBEDDING_TIMEOUT,
+        bearer_env=bearer_env,
     )
-    return Probes(startup=(health, first), readiness=health, liveness=health)

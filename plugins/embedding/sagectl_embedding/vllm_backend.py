@@ -14,14 +14,12 @@ from sagectl.plugin import (
     EngineRequest,
     FactQuery,
     Facts,
-    HttpProbe,
     InterpreterFacts,
     LaunchPlan,
-    Probes,
     Refusal,
 )
 from sagectl_embedding.options import EmbeddingOptions
-from sagectl_embedding.sentence_transformers_backend import FIRST_EMBEDDING_TIMEOUT, SEARCH
+from sagectl_embedding.sentence_transformers_backend import SEARCH, first_embedding
 from sagectl_models import places, vllm_server
 from sagectl_models.flags import given
 from sagectl_models.sizes import size_in_bytes
@@ -66,7 +64,9 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
             *_flags(request),
         ),
         env=_environment(request),
-        probes=_probes(request, model.name),
+        probes=vllm_server.probes(
+            request, model.name, first_embedding(model.name, bearer_env=vllm_server.API_KEY)
+        ),
         served_models=(model.name,),
         notes=(
             f"backend vllm {found.modules['vllm'] or 'of an unknown version'}, on "
@@ -125,17 +125,3 @@ def _environment(request: Request) -> dict[str, str]:
         # Where GPUs are not managed the daemon hides none; on the CPU none must be touched.
         env["CUDA_VISIBLE_DEVICES"] = ""
     return env
-
-
-def _probes(request: Request, name: str) -> Probes:
-    health = request.probe or vllm_server.HEALTH
-    first = HttpProbe(
-        "/v1/embeddings",
-        method="POST",
-        body=json.dumps({"model": name, "input": "Hello"}),
-        json_path=("data", 0, "embedding"),
-        timeout=FIRST_EMBEDDING_TIMEOUT,
-        bearer_env=vllm_server.API_KEY,
-    )
-    served = vllm_server.served_probe(name)
-    return Probes(startup=(health, served, first), readiness=health, liveness=health)

@@ -17,7 +17,6 @@ from sagectl.plugin import (
     HttpProbe,
     InterpreterFacts,
     LaunchPlan,
-    Probes,
     Refusal,
 )
 from sagectl_llm.options import LlmOptions
@@ -69,7 +68,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
             *flags(options, gpus=len(request.gpu_ids or ()), on_cpu=on_cpu, gpu_memory=request.gpu_memory),
         ),
         env=environment(options, may_be_cpu=request.gpu_ids in ((), None)),
-        probes=_probes(request, model.name),
+        probes=vllm_server.probes(request, model.name, _first_token(model.name)),
         served_models=(model.name,),
         notes=_notes(request, found, model, on_cpu),
     )
@@ -122,9 +121,8 @@ def _check_template(request: Request, facts: Facts) -> Refusal | None:
 # --- probes and notes ------------------------------------------------------------------------
 
 
-def _probes(request: Request, name: str) -> Probes:
-    health = request.probe or vllm_server.HEALTH
-    token = HttpProbe(
+def _first_token(name: str) -> HttpProbe:
+    return HttpProbe(
         "/v1/completions",
         method="POST",
         body=json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1}),
@@ -132,8 +130,6 @@ def _probes(request: Request, name: str) -> Probes:
         timeout=FIRST_TOKEN_TIMEOUT,
         bearer_env=vllm_server.API_KEY,
     )
-    # Liveness asks for no token: behind a long queue or prompt it would kill a busy engine.
-    return Probes(startup=(health, vllm_server.served_probe(name), token), readiness=health, liveness=health)
 
 
 def _notes(request: Request, found: InterpreterFacts, model: ModelPlace, on_cpu: bool) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sagectl.plugin import EngineRequest, HttpProbe, InterpreterFacts, InterpreterQuery, Refusal
+from sagectl.plugin import EngineRequest, HttpProbe, InterpreterFacts, InterpreterQuery, Probes, Refusal
 
 MODULE = "vllm.entrypoints.openai.api_server"
 MODULES = ("vllm", "torch", "transformers")
@@ -130,8 +130,16 @@ def environment(*, threads: int | None, may_be_cpu: bool, kv_cache: bool) -> Map
     return env
 
 
-def served_probe(name: str) -> HttpProbe:
-    """Succeeds where `/v1/models` lists this name."""
-    return HttpProbe(
+def probes(request: EngineRequest[Any], name: str, first: HttpProbe) -> Probes:
+    """Ready is `/health`, the served name in `/v1/models`, and a first answer.
+
+    Liveness asks for no answer: behind a long queue or input it would kill a busy engine.
+
+    Args:
+        first: asks for that answer.
+    """
+    health = request.probe or HEALTH
+    served = HttpProbe(
         "/v1/models", contains=f'"id":{json.dumps(name, ensure_ascii=False)}', bearer_env=API_KEY
     )
+    return Probes(startup=(health, served, first), readiness=health, liveness=health)
