@@ -65,8 +65,7 @@ class Preflight:
             return port
         state_dir = self._paths.engine_state / spec.name
         request = request_of(spec, port, models=self._paths.models, state_dir=state_dir)
-        path = spec.env.get("PATH", self._inherited["PATH"])
-        facts = await self._facts.gather(kind.facts(request), path)
+        facts = await self._facts.gather(kind.facts(request), {**self._inherited, **spec.env})
         plan = kind.plan(request, facts)
         if isinstance(plan, Refusal):
             return plan

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
+from sagectl.plugin.memory import CheckpointFacts, CheckpointQuery, GpuGrant, MemoryEstimate
+
 OptionsT_co = TypeVar("OptionsT_co", covariant=True)
 OptionsT_contra = TypeVar("OptionsT_contra", contravariant=True)
 
@@ -102,7 +104,9 @@ class ProgramFacts:
     path: str | None
 
 
-FactQuery = InterpreterQuery | FileQuery | ProgramQuery
+FactQuery = InterpreterQuery | FileQuery | ProgramQuery | CheckpointQuery
+Fact = InterpreterFacts | FileFacts | ProgramFacts | CheckpointFacts
+"""An answer to a query."""
 
 
 class Facts:
@@ -112,7 +116,7 @@ class Facts:
         KeyError: the query was not among those that `facts` returned.
     """
 
-    def __init__(self, answers: Mapping[FactQuery, InterpreterFacts | FileFacts | ProgramFacts]) -> None:
+    def __init__(self, answers: Mapping[FactQuery, Fact]) -> None:
         self._answers = dict(answers)
 
     def interpreter(self, query: InterpreterQuery) -> InterpreterFacts:
@@ -131,6 +135,12 @@ class Facts:
         """The answer to a program query."""
         answer = self._answers[query]
         assert isinstance(answer, ProgramFacts)
+        return answer
+
+    def checkpoint(self, query: CheckpointQuery) -> CheckpointFacts:
+        """The answer to a query about a model's files."""
+        answer = self._answers[query]
+        assert isinstance(answer, CheckpointFacts)
         return answer
 
 
@@ -229,6 +239,10 @@ class EngineRequest(Generic[OptionsT_co]):
     """A directory of this engine's own that outlives restarts; made before launch."""
     gpu_memory: str | int | None = None
     """As the user wrote it: a share of each card such as "70%", bytes, or "auto"; None where he did not."""
+    gpus: int | None = None
+    """How many GPUs the user asked for; None leaves it to the kind's options."""
+    grant: GpuGrant | None = None
+    """What the engine was given; None while that is not decided, and where GPUs are not managed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +363,10 @@ class EngineKind(Protocol[OptionsT_contra]):
 
     A kind may have `default_gpus` too: how many GPUs its engines use where the user says nothing, 1 unless
     it is there, 0 for kinds that run on the CPU until they are told `use_gpu = true`.
+
+    And `estimate(request, facts) -> MemoryEstimate | Refusal`: the GPU memory that the engine needs. Asked
+    with the answers to the same `facts` before GPUs are chosen, so that `request.grant` is None; `plan` comes
+    after that, with the grant. Without it sagectl assumes a small engine and learns from what it measures.
     """
 
     @property
@@ -387,3 +405,12 @@ def default_gpus(kind: EngineKind[Any]) -> int:
     """How many GPUs the kind's engines use where the user says nothing."""
     found = getattr(kind, "default_gpus", 1)
     return found if isinstance(found, int) else 1
+
+
+def estimate(
+    kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts
+) -> MemoryEstimate | Refusal | None:
+    """What the kind says of the memory that an engine needs; None where it says nothing."""
+    found = getattr(kind, "estimate", None)
+    answer: MemoryEstimate | Refusal | None = found(request, facts) if callable(found) else None
+    return answer

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sagectl.plugin import (
+    CheckpointFacts,
+    CheckpointQuery,
+    Fact,
     FactQuery,
     Facts,
     FileFacts,
@@ -21,6 +24,7 @@ from sagectl.plugin import (
     ProgramFacts,
     ProgramQuery,
 )
+from sagectl.system import checkpoints
 from sagectl.system.commands import run_command
 
 INTERPRETER_TIMEOUT = 30.0
@@ -83,17 +87,17 @@ class FactSource:
         self._cache: dict[InterpreterQuery, _Cached] = {}
         self._asking: dict[InterpreterQuery, asyncio.Task[InterpreterFacts]] = {}
 
-    async def gather(self, queries: Iterable[FactQuery], path_env: str) -> Facts:
+    async def gather(self, queries: Iterable[FactQuery], environ: Mapping[str, str]) -> Facts:
         """Answer all queries at once; errors and timeouts are part of the answers.
 
         Args:
-            path_env: the PATH that the engine will have.
+            environ: of the engine: its PATH, and where its cache of the hub is.
         """
         wanted = list(dict.fromkeys(queries))
         interpreters = [q for q in wanted if isinstance(q, InterpreterQuery)]
         files = [q for q in wanted if not isinstance(q, InterpreterQuery)]
         from_files, from_interpreters = await asyncio.gather(
-            _ask_files(files, path_env), asyncio.gather(*(self._interpreter(q) for q in interpreters))
+            _ask_files(files, environ), asyncio.gather(*(self._interpreter(q) for q in interpreters))
         )
         answers = dict(from_files)
         answers.update(zip(interpreters, from_interpreters, strict=True))
@@ -154,20 +158,29 @@ def _stamps(paths: Iterable[str]) -> dict[str, int]:
 
 
 async def _ask_files(
-    queries: Iterable[FileQuery | ProgramQuery], path_env: str
-) -> dict[FactQuery, InterpreterFacts | FileFacts | ProgramFacts]:
+    queries: Iterable[FileQuery | ProgramQuery | CheckpointQuery], environ: Mapping[str, str]
+) -> dict[FactQuery, Fact]:
     """In threads, because a dead network file system would hold the loop."""
 
-    async def one(query: FileQuery | ProgramQuery) -> FileFacts | ProgramFacts:
+    async def one(query: FileQuery | ProgramQuery | CheckpointQuery) -> Fact:
         try:
             async with asyncio.timeout(FILES_TIMEOUT):
-                if isinstance(query, ProgramQuery):
-                    return await asyncio.to_thread(find_program, query, path_env)
-                return await asyncio.to_thread(look_at, query)
+                match query:
+                    case ProgramQuery():
+                        return await asyncio.to_thread(find_program, query, environ.get("PATH", os.defpath))
+                    case CheckpointQuery():
+                        return await asyncio.to_thread(checkpoints.read, query, environ)
+                    case FileQuery():
+                        return await asyncio.to_thread(look_at, query)
         except TimeoutError:
-            if isinstance(query, ProgramQuery):
-                return ProgramFacts(None)
-            return FileFacts("other", error=f"its file system did not answer within {FILES_TIMEOUT:g} s")
+            late = f"its file system did not answer within {FILES_TIMEOUT:g} s"
+            match query:
+                case ProgramQuery():
+                    return ProgramFacts(None)
+                case CheckpointQuery():
+                    return CheckpointFacts(error=late)
+                case FileQuery():
+                    return FileFacts("other", error=late)
 
     wanted = list(queries)
     answers = await asyncio.gather(*(one(query) for query in wanted))
@@ -204,6 +217,6 @@ def look_at(query: FileQuery) -> FileFacts:
 _shared = FactSource()
 
 
-async def gather(queries: Iterable[FactQuery], path_env: str) -> Facts:
+async def gather(queries: Iterable[FactQuery], environ: Mapping[str, str]) -> Facts:
     """`FactSource.gather` of one source that the whole process shares."""
-    return await _shared.gather(queries, path_env)
+    return await _shared.gather(queries, environ)

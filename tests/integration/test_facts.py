@@ -14,7 +14,7 @@ async def test_modules_of_an_interpreter_are_found_with_their_versions() -> None
     query = InterpreterQuery(
         sys.executable, ("pytest", "no_such_module", "json", "asyncio.events", "json.nope")
     )
-    facts = (await gather([query], "")).interpreter(query)
+    facts = (await gather([query], {})).interpreter(query)
     assert facts.error is None
     assert facts.modules["pytest"] == pytest.__version__
     assert facts.modules["no_such_module"] is None
@@ -34,7 +34,7 @@ async def test_modules_of_an_interpreter_are_found_with_their_versions() -> None
 )
 async def test_an_interpreter_that_does_not_run_is_a_value(python: str, why: str) -> None:
     query = InterpreterQuery(python, ("json",))
-    facts = (await gather([query], "")).interpreter(query)
+    facts = (await gather([query], {})).interpreter(query)
     assert why in (facts.error or "")
     assert facts.modules == {"json": None}
 
@@ -45,7 +45,7 @@ async def test_a_hanging_interpreter_is_given_up(tmp_path: Path, monkeypatch: py
     python.write_text("#!/bin/sh\nsleep 60\n")
     python.chmod(0o755)
     query = InterpreterQuery(str(python), ())
-    assert "did not answer" in ((await gather([query], "")).interpreter(query).error or "")
+    assert "did not answer" in ((await gather([query], {})).interpreter(query).error or "")
 
 
 async def test_an_interpreter_is_asked_once_until_its_packages_change(tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ async def test_an_interpreter_is_asked_once_until_its_packages_change(tmp_path: 
     python.chmod(0o755)
     source = FactSource()
     query = InterpreterQuery(str(python), ())
-    await source.gather([query, query], "")
-    await source.gather([query], "")
+    await source.gather([query, query], {})
+    await source.gather([query], {})
     assert asked.read_text() == "x\n"
     (site / "new_package").mkdir()
-    await source.gather([query], "")
+    await source.gather([query], {})
     assert asked.read_text() == "x\nx\n"
 
 
@@ -80,7 +80,7 @@ async def test_files_and_programs_are_looked_at(tmp_path: Path) -> None:
     ]
     found = ProgramQuery("tool")
     missing = ProgramQuery("no-such-tool")
-    facts = await gather([*queries, found, missing], str(tmp_path))
+    facts = await gather([*queries, found, missing], {"PATH": str(tmp_path)})
     assert [facts.file(query) for query in queries] == [
         FileFacts("file", size=103, text="{\ufffd}"),
         FileFacts("directory"),
