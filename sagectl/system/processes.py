@@ -293,9 +293,11 @@ class Processes:
     def _spawn(self, name: str, sock: socket.socket) -> bool:
         assert self._zygote
         directory = self._directory / name
-        if name in self._known and not pidfile.read_started(directory):
-            self._remember(directory, self._known[name])
-        new = not directory.exists()
+        engine = self._engines[name]
+        known = self._known.get(name) or _known(engine)
+        if known and not pidfile.read_started(directory):
+            self._remember(directory, known)
+        new = not engine.begun and not directory.exists()
         order = {
             "name": name,
             "dir": str(directory),
@@ -356,3 +358,9 @@ class Processes:
         for engine in self._engines.values():
             engine.wake()
         self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+
+
+def _known(engine: Supervised) -> Known | None:
+    if engine.process is None:
+        return None
+    return Known(engine.generation, engine.process, engine.ready, engine.context or {})

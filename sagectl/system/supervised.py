@@ -92,6 +92,7 @@ class Supervised:
         self.ready = False
         self.adopting = False  # what hello tells is taken over, not told
         self.releasing = False  # the shim was told to end, or will be
+        self.begun = False  # a shim was there: something may live, whatever became of the files
         self.context: Mapping[str, Any] | None = None
         self._order: LaunchOrder | None = None  # until it is answered
         self._killing = False
@@ -221,12 +222,14 @@ class Supervised:
         elif op == "stubborn":
             self._emit(lambda: self._sink.stubborn(name, generation, tuple(message["pids"])))
         elif op == "notify":
+            if message["fields"].get("READY") == "1" or message["fields"].get("STOPPING") == "1":
+                self.ready = "STOPPING" not in message["fields"]
             self._emit(lambda: self._sink.notified(name, generation, message["fields"]))
 
     def _on_started(self, record: Mapping[str, Any]) -> None:
         process, generation = pidfile.process_of(record), self.generation
         assert process
-        self.process, self.phase, self._order = process, Phase.RUNNING, None
+        self.process, self.phase, self._order, self.ready = process, Phase.RUNNING, None, False
         self._emit(lambda: self._sink.spawned(self.name, generation, process))
 
     def _on_refused(self, text: str) -> None:
@@ -249,12 +252,14 @@ class Supervised:
 
     def made(self) -> None:
         """The order goes along with the shim's making, which spares a greeting's way there and back."""
+        self.begun = True
         if self._order and not self.releasing and not self.adopting:
             self.shim.order(self._order.generation, self._launch_message(self._order))
 
     def greeted(self, hello: dict[str, Any], replaced: int) -> None:
         """A shim said hello, perhaps in place of a dead one."""
         name, pid, trouble = self.name, hello["shim_pid"], hello["log"]["trouble"]
+        self.begun = True
         if replaced:
             text = f"its shim {replaced} died; shim {pid} took over"
             self._emit(lambda: self._sink.shim_replaced(name, text))
@@ -308,7 +313,7 @@ class Supervised:
             if not question.done():
                 question.set_result(None)
         if self.releasing:
-            self.releasing = False
+            self.releasing = self.begun = False
             self.shim.forget()
             if self._order is None:
                 self._gone(self)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,37 @@ async def test_the_log_goes_on_under_the_next_shim(tmp_path: Path) -> None:
     gaps = [later - earlier - 1 for earlier, later in itertools.pairwise(found) if later > earlier + 1]
     assert len(gaps) <= 4
     assert sum(gaps) * 9 <= 4 * 65536  # at most what each killed shim had read and not yet written
+
+
+async def test_a_shim_that_dies_after_its_directory_was_removed_leaves_the_engine(machine: Machine) -> None:
+    """All at once, so that nobody could put the files back before. The engine is neither lost nor doubled."""
+    process = await machine.start(*SLEEP)
+    shim = machine.shim()
+    shutil.rmtree(machine.run / "engines" / "chat")
+    os.kill(shim, signal.SIGKILL)
+    await machine.events.next("shim_replaced")
+    assert await machine.processes.pids("chat") == (process.pid,)
+    assert (await machine.processes.measure("chat", 1)) is not None
+    machine.processes.signal("chat", 1, signal.SIGTERM)
+    assert (await machine.events.next("exited"))[::2] == (1, 0)
+    await machine.start(*SLEEP)
+    assert len(processes_of(machine)) == 1
+
+
+async def test_what_an_ended_engine_left_is_found_without_shim_and_directory(machine: Machine) -> None:
+    process = await machine.start("/bin/sh", "-c", "sleep 1000 & sleep 1000 & wait")
+    await machine.grown(3)
+    os.kill(process.pid, signal.SIGKILL)
+    assert (await machine.events.next("exited"))[::2] == (1, 2)
+    shim = machine.shim()
+    shutil.rmtree(machine.run / "engines" / "chat")
+    os.kill(shim, signal.SIGKILL)
+    await machine.events.next("shim_replaced")
+    machine.processes.launch("chat", machine.order(*SLEEP))
+    assert "busy" in (await machine.events.until("spawn_failed"))[1]
+    machine.processes.kill_tree("chat", 2)
+    await machine.events.until("tree_empty")
+    assert processes_of(machine) == []
 
 
 async def test_shim_and_engine_killed_together_start_again(machine: Machine) -> None:
