@@ -22,9 +22,20 @@ async def status(call: Call) -> web.StreamResponse:
     """GET status."""
     service = call.service
     engines = await service.engines_json(service.control.engines())
-    gpu = {"backend": "none", "devices": []}
-    plane = service.control.status()
-    return reply({"control_plane": plane, "gpu": gpu, "engines": engines, "reservations": []})
+    control = service.control
+    return reply(
+        {
+            "control_plane": control.status(),
+            "gpu": control.gpu(),
+            "engines": engines,
+            "reservations": control.reservations(),
+        }
+    )
+
+
+async def gpu(call: Call) -> web.StreamResponse:
+    """GET gpu."""
+    return reply(call.service.control.gpu())
 
 
 async def kinds(call: Call) -> web.StreamResponse:

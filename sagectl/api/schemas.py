@@ -126,6 +126,47 @@ _PROBLEM = _object(
     closed=False,
 )
 
+_GIB = {"type": "number", "description": "GiB"}
+_DEVICE = _object(
+    {
+        "gpu_id": COUNT,
+        "uuid": TEXT,
+        "name": TEXT,
+        "memory_total_gb": _GIB,
+        "memory_used_gb": _GIB,
+        "memory_free_gb": _said(NUMBER, "GiB that may be given away; negative where too much is held"),
+        "memory_reserved_gb": _GIB,
+        "memory_measured_gb": _GIB,
+        "memory_foreign_gb": _said(NUMBER, "GiB that processes hold which are no engine's"),
+        "memory_kept_free_gb": _GIB,
+        "utilization": _or_null(NUMBER, "share of time in which it was busy, 0 to 1"),
+        "temperature_celsius": _or_null(NUMBER),
+        "power_watts": _or_null(NUMBER),
+        "power_limit_watts": _or_null(NUMBER),
+        "numa_node": _or_null(COUNT),
+        "cpus": _list(COUNT),
+        "nvlink": _said(_list(COUNT), "GPUs that NVLink connects it with"),
+        "mig_parent": _or_null(TEXT),
+        "lost": _or_null(TEXT, "why it cannot be used any more"),
+        "is_mock": FLAG,
+        "attribution": _one_of(["process", "difference"]),
+        "engines": _list(ANY_OBJECT),
+        "foreign_processes": _or_null(_list(ANY_OBJECT), "null: the driver shows no processes"),
+        "budgets": ANY_OBJECT,
+    }
+)
+_GPU = _object(
+    {
+        "backend": _one_of(["nvml", "simulated", "none"]),
+        "managed": _said(FLAG, "false: sagectl leaves GPUs to the engines here"),
+        "is_mock": FLAG,
+        "driver": TEXT,
+        "trouble": _or_null(TEXT, "why nothing can be measured now"),
+        "devices": _list(_DEVICE),
+        "queue": _said(_list(ANY_OBJECT), "engines that wait for memory, the next one first"),
+    }
+)
+
 _CHANGES = _list(_object({"name": TEXT, "keys": _list(TEXT)}))
 
 SCHEMAS: dict[str, Schema] = {
@@ -184,11 +225,12 @@ SCHEMAS: dict[str, Schema] = {
     "Status": _object(
         {
             "control_plane": ANY_OBJECT,
-            "gpu": _object({"backend": TEXT, "devices": _list(ANY_OBJECT)}, closed=False),
+            "gpu": _ref("Gpu"),
             "engines": _list(_ref("Engine")),
             "reservations": _list(ANY_OBJECT),
         }
     ),
+    "Gpu": _GPU,
     "Stopping": _object({"stopping": FLAG}),
     "Reexecuting": _object({"reexecuting": FLAG}),
     "Health": _object({"status": TEXT}),

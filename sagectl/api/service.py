@@ -36,7 +36,12 @@ class Service:
     async def engine_json(self, engine: Engine) -> dict[str, Any]:
         """This engine, with its progress where it is a job."""
         progress = await self.control.progress(engine) if views.has_progress(engine) else None
-        return views.engine_json(engine, log_path=str(self.control.log_path(engine)), progress=progress)
+        return views.engine_json(
+            engine,
+            log_path=str(self.control.log_path(engine)),
+            progress=progress,
+            measured_gb=self.control.measured_gb(engine),
+        )
 
     async def engines_json(self, engines: Sequence[Engine]) -> list[dict[str, Any]]:
         """These engines, likewise."""

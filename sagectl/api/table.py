@@ -55,6 +55,7 @@ ROUTES = (
     Route("GET", "/metrics", plane.metrics, "Figures for Prometheus", {200: None}, media="text/plain"),
     Route("GET", "/openapi.json", plane.openapi, "This document", {200: "OpenApi"}),
     Route("GET", f"{_API}/status", plane.status, "The daemon, its engines and the GPUs", {200: "Status"}),
+    Route("GET", f"{_API}/gpu", plane.gpu, "The GPUs, and who holds what of them", {200: "Gpu"}),
     Route("GET", f"{_API}/kinds", plane.kinds, "Engine kinds and broken plugins", {200: "Kinds"}),
     Route(
         "GET",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sagectl.config import persist
 from sagectl.core.engine import Engine, State, Sub
 from sagectl.core.reload import ReloadPlan
+from sagectl.core.sizes import GIB
 from sagectl.core.times import rfc3339
 from sagectl.plugin import ExitStatus, Mode, Probes
 
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
 
 
 def engine_json(
-    engine: Engine, *, log_path: str, progress: dict[str, Any] | None, now: float | None = None
+    engine: Engine,
+    *,
+    log_path: str,
+    progress: dict[str, Any] | None,
+    now: float | None = None,
+    measured_gb: float | None = None,
 ) -> dict[str, Any]:
     """An engine as users read it.
 
     Args:
+        measured_gb: of GPU memory, GiB, on the GPU where that is most.
         now: CLOCK_MONOTONIC, as in the engine's own times.
     """
     spec, process = engine.spec, engine.process
@@ -38,9 +45,8 @@ def engine_json(
         "pid": process.pid if process else None,
         "port": engine.port,
         "address": _address(spec.host, engine.port),
-        "gpu_ids": None if spec.gpu_ids is None else list(spec.gpu_ids),
-        "memory_per_gpu_gb": None,
-        "measured_memory_gb": None,
+        **_gpus(engine),
+        "measured_memory_gb": measured_gb,
         "uptime_seconds": None if elapsed is None else round(max(0.0, elapsed), 3),
         "restart_count": engine.restart_count,
         "consecutive_failures": engine.consecutive_failures,
@@ -64,6 +70,15 @@ def engine_json(
         "blocked": engine.sub is Sub.QUEUED and engine.blocked,
         "serves": list(engine.plan.served_models) if engine.plan else [],
         "log_path": log_path,
+    }
+
+
+def _gpus(engine: Engine) -> dict[str, Any]:
+    held = engine.reservation
+    ids = engine.spec.gpu_ids if held is None else held.gpu_ids
+    return {
+        "gpu_ids": None if ids is None else list(ids),
+        "memory_per_gpu_gb": None if held is None else round(max(held.sizes) / GIB, 3),
     }
 
 

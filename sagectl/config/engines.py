@@ -19,6 +19,7 @@ from sagectl.config.units import MAX_BYTES, describe
 from sagectl.config.wording import Fault, faults
 from sagectl.core.engine import (
     EngineSpec,
+    OnExceed,
     Priority,
     ProbePolicy,
     RestartPolicy,
@@ -251,7 +252,10 @@ def specs(
         host=table.host,
         port=table.port,
         default_port=kind.default_port if listens(section, checked.options, kind, report) else None,
-        gpu_ids=_gpu_ids(table, kind),
+        gpus=_gpus(table, kind),
+        gpu_ids=() if not table.use_gpu else None if table.gpu_ids is None else tuple(table.gpu_ids),
+        gpu_memory=None if table.gpu_memory == "auto" else table.gpu_memory,
+        on_exceed=OnExceed(table.on_exceed),
         user=table.user,
         limits=table.limits.given,
         nice=table.nice,
@@ -291,13 +295,16 @@ def _replicas(base: EngineSpec, count: int) -> tuple[EngineSpec, ...]:
     )
 
 
-def _gpu_ids(table: EngineTable, kind: EngineKind[Any]) -> tuple[int, ...] | None:
+def _gpus(table: EngineTable, kind: EngineKind[Any]) -> int | None:
+    """How many GPUs; 0 where none is to be reserved, None where the kind knows."""
     if not table.use_gpu:
-        return ()
-    if table.gpu_ids is None and "use_gpu" in table.model_fields_set and default_gpus(kind) == 0:
-        # A kind for the CPU, told to use a GPU: until GPUs are placed that is the first one.
-        return (0,)
-    return None if table.gpu_ids is None else tuple(table.gpu_ids)
+        return 0
+    if table.gpu_ids is not None:
+        return len(table.gpu_ids)
+    if table.gpus is not None:
+        return table.gpus
+    asked = table.model_fields_set & {"use_gpu", "gpu_memory"}
+    return None if asked or default_gpus(kind) else 0
 
 
 def _probe_choice(table: EngineTable) -> Probe | None:

@@ -32,7 +32,6 @@ _NOT_YET = {
     "presets": "this version has no presets yet",
     "models": "this version has no model store yet",
 }
-_EXCEPT = {"gpu_memory": ', except for a share such as "70%" by vLLM'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,13 +332,10 @@ class _Loader:
         return True
 
     def not_acted_on(self, declared: Collection[Declared]) -> None:
-        if self.gpu_section is not None:
-            message = "accepted, but this version does not manage GPU memory yet"
-            self.report.warning(self.gpu_section, (), message)
         for key in DECLARED:
             users = [engine for engine in declared if key in engine.section.values]
             if not users:
                 continue
             others = f" (also in {len(users) - 1} more)" if len(users) > 1 else ""
-            message = f"accepted, not acted on by this version{_EXCEPT.get(key, '')}{others}"
+            message = f"accepted, not acted on by this version{others}"
             self.report.warning(users[0].section, (key,), message)

@@ -17,10 +17,12 @@ from sagectl.core.engine import (
     Desired,
     Engine,
     EngineSpec,
+    OnExceed,
     Outcome,
     Priority,
     ProbePolicy,
     Process,
+    Reservation,
     RestartPolicy,
     RestartWhen,
     State,
@@ -55,7 +57,7 @@ _PROBE_NAMES = {cls: name for name, cls in _PROBES.items()}
 _SIMPLE = tuple(
     field.name
     for field in fields(Engine)
-    if field.name not in ("spec", "plan", "process", "outcome", "diagnosis", "last_exit")
+    if field.name not in ("spec", "plan", "process", "outcome", "diagnosis", "last_exit", "reservation")
 )
 _T = TypeVar("_T")
 
@@ -82,7 +84,7 @@ class _Cache:
 def dump_engine(engine: Engine) -> str:
     """The engine as JSON, for `load_engine`."""
     changing = {name: getattr(engine, name) for name in _SIMPLE}
-    for name in ("process", "outcome", "diagnosis", "last_exit"):
+    for name in ("process", "outcome", "diagnosis", "last_exit", "reservation"):
         changing[name] = _plain(getattr(engine, name))
     plan = "null" if engine.plan is None else _plan_json(engine.plan)
     return f'{{"v":{VERSION},"spec":{_spec_json(engine.spec)},"plan":{plan},{json.dumps(changing)[1:]}'
@@ -159,6 +161,7 @@ def _engine(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> Eng
     values["outcome"] = None if outcome is None else Outcome(Sub(outcome["sub"]), outcome["text"])
     values["desired"] = Desired(values["desired"])
     values["state"], values["sub"] = State(values["state"]), Sub(values["sub"])
+    values["reservation"] = _reservation(values.get("reservation"))
     values["starts"] = tuple(values["starts"])
     values["waiting_for"] = tuple(values["waiting_for"])
     return _checked(Engine, values)
@@ -170,7 +173,9 @@ def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]])
     values["mode"], values["priority"] = Mode(values["mode"]), Priority(values["priority"])
     values["depends_on"] = tuple(values["depends_on"])
     values["gpu_ids"] = None if values["gpu_ids"] is None else tuple(values["gpu_ids"])
-    # Engines that were stored by an earlier version have neither.
+    # Engines that were stored by an earlier version have none of these.
+    values.setdefault("gpus", 0)
+    values["on_exceed"] = OnExceed(values.get("on_exceed", "warn"))
     values["limits"] = {name: _pair(pair) for name, pair in values.get("limits", {}).items()}
     cpus = values.get("cpu_affinity")
     values["cpu_affinity"] = None if cpus is None else tuple(cpus)
@@ -185,6 +190,16 @@ def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]])
         made, wrong = options.validate(known)
         values["options"] = values["options"] if wrong else made
     return _checked(EngineSpec, values)
+
+
+def _reservation(values: dict[str, Any] | None) -> Reservation | None:
+    if values is None:
+        return None
+    lists = {key: tuple(values[key]) for key in ("gpu_ids", "sizes", "totals", "reasons")}
+    made = Reservation(**{**values, **lists})
+    if not len(made.gpu_ids) == len(made.sizes) == len(made.totals):
+        raise ValueError("a reservation names as many GPUs as sizes")
+    return made
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -259,7 +274,7 @@ def public_spec(spec: EngineSpec) -> dict[str, Any]:
         "autostart": spec.autostart,
         "host": spec.host,
         "port": spec.port,
-        **({} if spec.gpu_ids is None else {"gpu_ids": list(spec.gpu_ids)}),
+        **_gpus(spec),
         "priority": spec.priority.value,
         "depends_on": list(spec.depends_on),
         "python": spec.python,
@@ -273,6 +288,18 @@ def public_spec(spec: EngineSpec) -> dict[str, Any]:
         "stop": _plain(spec.stop),
         **spec.declared,
         **(options or {}),
+    }
+
+
+def _gpus(spec: EngineSpec) -> dict[str, Any]:
+    """The keys about GPUs that were written, or would have to be, to declare the same."""
+    if spec.gpus == 0:
+        return {} if spec.gpu_ids is None else {"use_gpu": False}
+    return {
+        **({} if spec.gpus is None or spec.gpu_ids is not None else {"gpus": spec.gpus}),
+        **({} if spec.gpu_ids is None else {"gpu_ids": list(spec.gpu_ids)}),
+        "gpu_memory": "auto" if spec.gpu_memory is None else spec.gpu_memory,
+        "on_exceed": spec.on_exceed.value,
     }
 
 

@@ -292,7 +292,7 @@ class EngineTable(Table):
     autostart: bool = False
     gpu_memory: Annotated[str | int, BeforeValidator(_gpu_memory)] = "auto"
     on_exceed: Literal["warn", "restart", "stop"] = "warn"
-    gpus: Annotated[int, BeforeValidator(_gpus), Field(le=64)] = 1
+    gpus: Annotated[int | None, BeforeValidator(_gpus), Field(le=64)] = None
     gpu_ids: Annotated[list[int], BeforeValidator(_gpu_ids)] | None = None
     use_gpu: bool = True
     replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
@@ -325,7 +325,7 @@ def keys_of(table: type[Table]) -> dict[str, Any]:
 
 
 ENGINE_KEYS = frozenset(EngineTable.model_fields)
-DECLARED = ("gpu_memory", "on_exceed", "gpus", "preemptible", "idle_stop", "start_on_demand")
+DECLARED = ("preemptible", "idle_stop", "start_on_demand")
 """Keys that are validated and carried, and that this version does not act on yet."""
 
 EXCLUSIVE = ("gpus", "gpu_ids", "use_gpu")

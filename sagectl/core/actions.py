@@ -17,7 +17,31 @@ class AwaitDependencies:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """Gather the kind's facts, make its plan, choose or check the port. → PreflightPassed, -Refused."""
+    """Check what it needs, choose its port, gather the kind's facts.
+
+    → PreflightPassed with the kind's plan, or PreflightRefused, or MemoryNeeded, and then the plan later.
+    """
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitMemory:
+    """Queue for GPU memory. → MemoryGranted; MemoryLacking as often as that changes; PreflightRefused."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Make the plan with the GPUs that were granted. → PreflightPassed, PreflightRefused."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitRelease:
+    """Watch until no GPU lists a process of it. → MemoryReleased."""
 
     generation: int
 
@@ -116,6 +140,9 @@ class Forget:
 Action = (
     AwaitDependencies
     | Preflight
+    | AwaitMemory
+    | Plan
+    | AwaitRelease
     | Launch
     | SendSignal
     | KillTree

@@ -1,4 +1,4 @@
-"""What a new daemon makes of an engine that an earlier one left behind, within one boot.
+"""What a new daemon makes of an engine that an earlier one left behind, within one boot or in another.
 
 Two memories of it exist: the database's, and the one that the shim carries as its launch's context.
 Either may be a transition or a generation behind. What the shim found of the process is the truth.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sagectl.core.engine import Engine, Outcome, Process, State, Sub
+from sagectl.core.engine import Desired, Engine, EngineSpec, Outcome, Process, State, Sub
 from sagectl.core.events import Exited, Reattached, Resumed, Vanished
-from sagectl.plugin import ExitStatus
+from sagectl.plugin import ExitStatus, Mode
 
 Finding = Reattached | Exited | Vanished | Resumed
 
@@ -43,7 +43,7 @@ def reconcile(stored: Engine | None, found: Found | None) -> tuple[Engine, Findi
     """The engine to go on with, and the one event that `lifecycle.step` must be given first.
 
     Answers None where nothing tells what the engine is: then `found` may only be ended. After a
-    reboot apply `lifecycle.boot` to the engine before the event.
+    reboot apply `boot` to the engine before the event.
 
     1. Nothing alive and no end to report: Vanished if there was a process, else Resumed.
     2. The main process lives: Reattached, whatever was stored.
@@ -106,4 +106,21 @@ def _releasing(engine: Engine, generation: int) -> Engine:
     return replace(
         engine, generation=generation, state=State.DEACTIVATING, sub=Sub.RELEASING, process=None,
         launching=False, tree_alive=True, outcome=outcome, backoff_until=None, waiting_for=(),
+    )  # fmt: skip
+
+
+def boot(engine: Engine, spec: EngineSpec, *, autostart: bool) -> Engine:
+    """The engine after a reboot of the machine: nothing runs, and counters of the old boot are void.
+
+    Desired is `autostart`, except that transient engines and unfinished jobs keep theirs and a
+    completed job stays completed.
+    """
+    keeps = engine.transient or (spec.mode is Mode.RUN and engine.generation > 0)
+    desired = engine.desired if keeps else Desired.RUNNING if autostart else Desired.STOPPED
+    completed = engine.sub is Sub.COMPLETED
+    return Engine(
+        id=engine.id, spec=spec, transient=engine.transient, port=engine.port, generation=engine.generation,
+        restart_count=engine.restart_count, last_exit=engine.last_exit,
+        desired=Desired.STOPPED if completed else desired,
+        sub=Sub.COMPLETED if completed else Sub.DEAD,
     )  # fmt: skip

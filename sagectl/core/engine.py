@@ -81,6 +81,14 @@ class Priority(StrEnum):
     BACKGROUND = "background"
 
 
+class OnExceed(StrEnum):
+    """What follows when an engine measurably holds more GPU memory than was reserved for it."""
+
+    WARN = "warn"
+    RESTART = "restart"
+    STOP = "stop"
+
+
 class RestartWhen(StrEnum):
     """`restart.policy`."""
 
@@ -128,6 +136,9 @@ class EngineSpec:
     options: the kind's options, an instance of its frozen dataclass.
     limits: (soft, hard) by the lower-case name behind RLIMIT_, -1 for unlimited; what is not there
         stays as the daemon has it, as do `nice`, `oom_score_adjust` and the CPUs where they are None.
+    gpus: how many GPUs; 0 for an engine whose GPU memory is not reserved; None leaves it to the kind.
+    gpu_ids: exactly these; () for none, which are then hidden from it.
+    gpu_memory: per GPU: bytes, or a share of the GPU's total such as "40%"; None for what it needs.
     memory_max: bytes for the whole tree; cpu_weight: 1 to 10000, 100 for all others. Both as far as control
         groups with these controllers are to be had.
     env: the user's own variables; values that look like secrets are never persisted or shown.
@@ -144,7 +155,10 @@ class EngineSpec:
     host: str = "127.0.0.1"
     port: int | None = None
     default_port: int | None = None
+    gpus: int | None = None
     gpu_ids: tuple[int, ...] | None = None
+    gpu_memory: int | str | None = None
+    on_exceed: OnExceed = OnExceed.WARN
     user: str | None = None
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     nice: int | None = None
@@ -212,6 +226,36 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """GPU memory that an engine was given, in the order of its ranks. These, together, are the ledger.
+
+    sizes: bytes on each of `gpu_ids`; totals: bytes that each of them has.
+    kv_cache: bytes on each that were reckoned for the cache; None where the user chose the size.
+    elastic: it takes whatever it is given for its cache.
+    source: where the size comes from: `gpu_memory`, `learned`, `estimate` or `assumed`.
+    filed_under: what its measured peak is learned under; empty where nothing is learned.
+    floor: bytes on each GPU that its weights take at least.
+    reasons: why these GPUs and this much, for `explain`.
+    """
+
+    gpu_ids: tuple[int, ...]
+    sizes: tuple[int, ...]
+    totals: tuple[int, ...]
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    kv_cache: int | None = None
+    source: str = "gpu_memory"
+    filed_under: str = ""
+    elastic: bool = False
+    floor: int = 0
+    reasons: tuple[str, ...] = ()
+
+    def on(self, gpu: int) -> int:
+        """Bytes that are reserved on this GPU."""
+        return sum(size for index, size in zip(self.gpu_ids, self.sizes, strict=True) if index == gpu)
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One engine's life so far. Replaced, never changed, and only by the supervisor.
 
@@ -226,6 +270,9 @@ class Engine:
     unready_starts: automatic restarts in a row that never became ready.
     backoff_step: how often the delay was doubled since the engine was last healthy.
     blocked: queued for a dependency that will not come up by itself.
+    reservation: its GPU memory, from the grant until the driver has it back.
+    memory_wanted: queued for GPU memory, rather than for dependencies.
+    disturbances: starts in a row that a neighbour's stop broke.
     held: down, or going down, because the daemon ends, whatever `desired` says.
     """
 
@@ -261,6 +308,9 @@ class Engine:
     removed: bool = False
     needs_restart: bool = False
     held: bool = False
+    reservation: Reservation | None = None
+    memory_wanted: bool = False
+    disturbances: int = 0
     since: float = 0.0
     since_wall: float = 0.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sagectl.core.engine import EngineSpec, Process
+from sagectl.core.engine import EngineSpec, Process, Reservation
 from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Refusal
 
 
@@ -111,6 +111,30 @@ class DependenciesWaiting:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryNeeded:
+    """All but its plan was checked; it needs GPU memory, and how much is known."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLacking:
+    """The memory is not there now. `text` says what is missing; names: the engines it waits for."""
+
+    generation: int
+    text: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGranted:
+    """It has GPUs and memory on them."""
+
+    generation: int
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
 class PreflightPassed:
     """The kind has a plan and the port is free."""
 
@@ -209,19 +233,40 @@ class Exited:
 
     left: how many processes of its tree are still alive.
     diagnosis: what the kind recognised in the log, None where nothing (or not a failure).
+    disturbed: what a neighbour on its GPUs did while it loaded, which may be why; "" for nothing.
     """
 
     generation: int
     status: ExitStatus
     left: int
     diagnosis: Diagnosis | None = None
+    disturbed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeEmpty:
-    """No process of the tree is left, and no GPU lists one."""
+    """No process of the tree is left."""
 
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReleased:
+    """No GPU lists a process of it any more.
+
+    late: what the driver still says although it was given time; "" where all is well.
+    """
+
+    generation: int
+    late: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFailed:
+    """A GPU that it uses is gone: whatever it still does, it cannot work."""
+
+    generation: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +317,9 @@ Event = (
     | Removed
     | DependenciesReady
     | DependenciesWaiting
+    | MemoryNeeded
+    | MemoryLacking
+    | MemoryGranted
     | PreflightPassed
     | PreflightRefused
     | Spawned
@@ -283,6 +331,8 @@ Event = (
     | Drained
     | Exited
     | TreeEmpty
+    | MemoryReleased
+    | GpuFailed
     | TreeStubborn
     | TimerFired
     | Reattached

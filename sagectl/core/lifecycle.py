@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from sagectl.core import events as ev
-from sagectl.core import moves, restart
+from sagectl.core import holding, moves, restart
 from sagectl.core.actions import (
     Action,
     CancelTimer,
@@ -32,13 +32,13 @@ from sagectl.core.actions import (
     SetTimer,
     StopProbes,
 )
-from sagectl.core.engine import Desired, Engine, EngineSpec, Moment, Outcome, State, Sub
+from sagectl.core.engine import Desired, Engine, Moment, Outcome, State, Sub
 from sagectl.core.events import Event, ProbeRole, Timer
 from sagectl.core.exits import describe, unasked
 from sagectl.core.moves import Step
 from sagectl.core.probe import progress_interval, verdict
 from sagectl.core.times import counted
-from sagectl.plugin import Diagnosis, ExitStatus, Mode
+from sagectl.plugin import Diagnosis, ExitStatus
 
 
 def step(engine: Engine, event: Event, now: Moment) -> Step:
@@ -46,6 +46,8 @@ def step(engine: Engine, event: Event, now: Moment) -> Step:
     if getattr(event, "generation", engine.generation) != engine.generation:
         return engine, ()
     after, actions = _dispatch(engine, event, now)
+    if after.reservation is not None and after.state in (State.INACTIVE, State.FAILED):
+        after = replace(after, reservation=None)
     if (after.state, after.sub, after.generation) != (engine.state, engine.sub, engine.generation):
         after = replace(after, since=now.monotonic, since_wall=now.wall)
     return after, actions
@@ -66,9 +68,15 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
         case ev.Removed():
             return _remove(engine, event)
         case ev.DependenciesReady():
-            return moves.preflight(engine) if engine.sub is Sub.QUEUED else (engine, ())
+            return moves.preflight(engine) if _awaits_dependencies(engine) else (engine, ())
         case ev.DependenciesWaiting():
             return _keep_waiting(engine, event)
+        case ev.MemoryNeeded():
+            return moves.queue_for_memory(engine) if engine.sub is Sub.PREFLIGHT else (engine, ())
+        case ev.MemoryLacking():
+            return holding.lacking(engine, event)
+        case ev.MemoryGranted():
+            return holding.granted(engine, event)
         case ev.PreflightPassed():
             return _preflight_passed(engine, event, now)
         case ev.PreflightRefused():
@@ -89,6 +97,10 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
             return _exited(engine, event, now)
         case ev.TreeEmpty():
             return _tree_empty(engine, now)
+        case ev.MemoryReleased():
+            return holding.released(engine, event, now)
+        case ev.GpuFailed():
+            return holding.gpu_failed(engine, event)
         case ev.TreeStubborn():
             return _stubborn(engine, event)
         case ev.TimerFired():
@@ -210,10 +222,14 @@ def _remove(engine: Engine, event: ev.Removed) -> Step:
 
 
 def _keep_waiting(engine: Engine, event: ev.DependenciesWaiting) -> Step:
-    if engine.sub is not Sub.QUEUED:
+    if not _awaits_dependencies(engine):
         return engine, ()
     after = replace(engine, waiting_for=event.names, reason=event.text, blocked=event.blocked)
     return after, (Record("blocked", event.text, "warning"),) if event.blocked else ()
+
+
+def _awaits_dependencies(engine: Engine) -> bool:
+    return engine.sub is Sub.QUEUED and not engine.memory_wanted
 
 
 def _preflight_passed(engine: Engine, event: ev.PreflightPassed, now: Moment) -> Step:
@@ -223,7 +239,7 @@ def _preflight_passed(engine: Engine, event: ev.PreflightPassed, now: Moment) ->
 
 
 def _preflight_refused(engine: Engine, event: ev.PreflightRefused, now: Moment) -> Step:
-    if engine.sub is not Sub.PREFLIGHT:
+    if engine.sub is not Sub.PREFLIGHT and not engine.memory_wanted:
         return engine, ()
     refusal = event.refusal
     diagnosis = Diagnosis(refusal.reason, refusal.remedy, retryable=refusal.retryable)
@@ -326,6 +342,7 @@ def _exited(engine: Engine, event: ev.Exited, now: Moment) -> Step:
     if engine.state not in (State.ACTIVE, State.DEACTIVATING) and engine.sub is not Sub.STARTING:
         return engine, ()
     outcome = engine.outcome or unasked(engine.spec.mode, event.status)
+    engine, outcome = holding.forgive(engine, event, outcome)
     engine = replace(
         engine, process=None, launching=False, tree_alive=event.left > 0, last_exit=event.status,
         outcome=outcome, diagnosis=event.diagnosis if outcome.failed else None,
@@ -337,14 +354,14 @@ def _exited(engine: Engine, event: ev.Exited, now: Moment) -> Step:
         left = counted(event.left, "process", "processes")
         after, actions = moves.release(engine, f"ending {left} that it left behind")
     else:
-        after, actions = moves.settle(engine, now)
+        after, actions = moves.give_back(engine, now)
     return after, (*quiet, *actions)
 
 
 def _tree_empty(engine: Engine, now: Moment) -> Step:
     if engine.sub is not Sub.RELEASING or engine.process is not None:
         return engine, ()
-    return moves.settle(replace(engine, tree_alive=False), now)
+    return moves.give_back(replace(engine, tree_alive=False), now)
 
 
 def _stubborn(engine: Engine, event: ev.TreeStubborn) -> Step:
@@ -432,20 +449,3 @@ def _resumed(engine: Engine, now: Moment) -> Step:
         left = max(0.0, engine.backoff_until - now.monotonic)
         return engine, (SetTimer(engine.generation, Timer.BACKOFF, left),)
     return moves.begin(engine)
-
-
-def boot(engine: Engine, spec: EngineSpec, *, autostart: bool) -> Engine:
-    """The engine after a reboot of the machine: nothing runs, and counters of the old boot are void.
-
-    Desired is `autostart`, except that transient engines and unfinished jobs keep theirs and a
-    completed job stays completed.
-    """
-    keeps = engine.transient or (spec.mode is Mode.RUN and engine.generation > 0)
-    desired = engine.desired if keeps else Desired.RUNNING if autostart else Desired.STOPPED
-    completed = engine.sub is Sub.COMPLETED
-    return Engine(
-        id=engine.id, spec=spec, transient=engine.transient, port=engine.port, generation=engine.generation,
-        restart_count=engine.restart_count, last_exit=engine.last_exit,
-        desired=Desired.STOPPED if completed else desired,
-        sub=Sub.COMPLETED if completed else Sub.DEAD,
-    )  # fmt: skip

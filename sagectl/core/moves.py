@@ -11,6 +11,8 @@ from sagectl.core import restart
 from sagectl.core.actions import (
     Action,
     AwaitDependencies,
+    AwaitMemory,
+    AwaitRelease,
     CancelTimer,
     Drain,
     Forget,
@@ -53,7 +55,7 @@ def _next_generation(engine: Engine) -> Engine:
     return replace(
         engine, generation=engine.generation + 1, plan=None, went_ready=False, ready_since=None, outcome=None,
         diagnosis=None, readiness_failures=0, liveness_failures=0, backoff_until=None, waiting_for=(),
-        blocked=False, needs_restart=False,
+        blocked=False, needs_restart=False, memory_wanted=False,
     )  # fmt: skip
 
 
@@ -67,6 +69,11 @@ def preflight(engine: Engine) -> Step:
         blocked=False,
     )
     return after, (Preflight(engine.generation),)
+
+
+def queue_for_memory(engine: Engine) -> Step:
+    after = replace(engine, sub=Sub.QUEUED, memory_wanted=True, reason="waiting for GPU memory")
+    return after, (AwaitMemory(engine.generation),)
 
 
 def launch(engine: Engine, now: Moment) -> Step:
@@ -99,7 +106,7 @@ def ready(engine: Engine, now: Moment) -> Step:
     engine = replace(
         engine, state=State.ACTIVE, sub=Sub.READY if serves else Sub.RUNNING, reason="", went_ready=True,
         ready_since=now.monotonic if first else engine.ready_since, consecutive_failures=0, unready_starts=0,
-        readiness_failures=0, liveness_failures=0,
+        readiness_failures=0, liveness_failures=0, disturbances=0,
     )  # fmt: skip
     return engine, (
         CancelTimer(Timer.STARTUP),
@@ -156,6 +163,17 @@ def release(engine: Engine, why: str) -> Step:
     """SIGKILL whatever is left of the tree, until nothing is."""
     after = replace(engine, state=State.DEACTIVATING, sub=Sub.RELEASING, reason=why)
     return after, (KillTree(engine.generation),)
+
+
+def give_back(engine: Engine, now: Moment) -> Step:
+    """Nothing of the tree is alive. It is down once the GPU driver has its memory back, too."""
+    if engine.reservation is None:
+        return settle(engine, now)
+    after = replace(
+        engine, state=State.DEACTIVATING, sub=Sub.RELEASING,
+        reason="waiting until the GPU driver has its memory back",
+    )  # fmt: skip
+    return after, (AwaitRelease(engine.generation),)
 
 
 def end_timers() -> tuple[Action, ...]:
@@ -222,7 +240,8 @@ def _after_failure(engine: Engine, outcome: Outcome, now: Moment) -> Step:
 def _again_at_once(engine: Engine, what: str, now: Moment) -> Step:
     record = Record("restart", f"{what}; restarting at once", "warning")
     plan = engine.plan
-    if plan is None:  # settle dropped it, because a reload made it outdated
+    # Without one, settle dropped it, because a reload made it outdated. And GPUs are loaded one at a time.
+    if plan is None or engine.reservation is not None:
         after, actions = begin(engine, after_failure=True)
         return after, (*actions, record)
     # What worked a moment ago needs no second preflight: this is the quick way back.

@@ -22,7 +22,9 @@ _LAUNCH = frozenset(
         "python",
         "host",
         "port",
+        "gpus",
         "gpu_ids",
+        "gpu_memory",
         "user",
         "limits",
         "nice",
@@ -114,8 +116,6 @@ def plan(
 def launch_changed(old: EngineSpec, new: EngineSpec) -> bool:
     """A process launched from `old` is not what `new` asks for."""
     if any(getattr(old, name) != getattr(new, name) for name in _LAUNCH):
-        return True
-    if old.declared.get("gpu_memory") != new.declared.get("gpu_memory"):
         return True
     return old.env.keys() != new.env.keys() or any(
         LEFT_OUT not in (old.env[key], new.env[key]) for key in _different(old.env, new.env)

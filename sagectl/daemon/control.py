@@ -19,8 +19,10 @@ from sagectl.core import dependencies
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, State, Sub
 from sagectl.core.reload import ReloadPlan
+from sagectl.daemon import gpu_report
 from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
+from sagectl.daemon.memory import GpuMemory
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.supervisor import Supervisor
 from sagectl.errors import Conflict, InvalidConfig, Problem, Unkept, UnknownEngine
@@ -59,6 +61,7 @@ class Control:
         ending: Ending,
         startup_detail: Callable[[str], str | None],
         commit: Commit,
+        memory: GpuMemory,
     ) -> None:
         """
         Args:
@@ -77,6 +80,7 @@ class Control:
         self._ending = ending
         self._startup_detail = startup_detail
         self._commit = commit
+        self._memory = memory
 
     # --- Finding --------------------------------------------------------------------------------
 
@@ -276,7 +280,20 @@ class Control:
     def explain(self, engine: Engine) -> dict[str, Any]:
         """Why it is as it is: INTERFACE's `explain` fields and `history`, its recent events."""
         history = [e for e in self.journal.tail(50, engine.name) if e.level != "debug"]
-        return explanation(engine, history)
+        return {**explanation(engine, history), **gpu_report.explanation(self._memory, engine)}
+
+    def gpu(self) -> dict[str, Any]:
+        """The GPUs, and who holds what of them."""
+        return gpu_report.report(self._memory)
+
+    def reservations(self) -> list[dict[str, Any]]:
+        """The ledger: an entry for each engine and GPU."""
+        return gpu_report.reservations(self._memory)
+
+    def measured_gb(self, engine: Engine) -> float | None:
+        """What the engine measurably holds on the GPU where that is most, GiB."""
+        held = [size for (name, _), size in self._memory.measured.items() if name == engine.name]
+        return gpu_report.gb(max(held)) if held else None
 
     def definition(self, engine: Engine) -> dict[str, Any]:
         """The resolved definition, `{key: {"value": …, "origin": …}}`, secrets left out (`cat`)."""

@@ -7,26 +7,29 @@ import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol, TypeVar, assert_never
 
 from sagectl.config import envfile, persist
 from sagectl.config.paths import Paths
 from sagectl.core import actions as act
 from sagectl.core import events as ev
-from sagectl.core.engine import Engine, EngineSpec, Process
+from sagectl.core.engine import Engine, Process
 from sagectl.core.events import Event, ProbeRole, Timer
 from sagectl.core.exits import out_of_memory, unasked
 from sagectl.core.probe import Measurement, advance
+from sagectl.core.sizing import Demand
 from sagectl.daemon import environment
 from sagectl.daemon.accounts import Account, account
-from sagectl.daemon.preflight import Preflight
+from sagectl.daemon.preflight import Planned, Preflight
 from sagectl.daemon.requests import request_of
-from sagectl.plugin import Diagnosis, EngineKind, ExitStatus, FailureReport
+from sagectl.plugin import Diagnosis, EngineKind, ExitStatus, FailureReport, Refusal
 from sagectl.system import connections, logfiles
 from sagectl.system.groups import unenforced
 from sagectl.system.journal import Journal
 from sagectl.system.probes import ProbeOutcome, Prober, Target
 from sagectl.system.processes import LaunchOrder, Processes
+
+_T = TypeVar("_T")
 
 LOG_LINES = 1000
 """How many of an engine's last lines its kind is shown to explain a failure."""
@@ -45,6 +48,22 @@ class Writer(Protocol):
     def named(self, name: str) -> Engine | None: ...
 
 
+class Memory(Protocol):
+    """The GPU accounts, as effects see them."""
+
+    def demand(self, engine: Engine, asked: Demand) -> None: ...
+
+    def await_memory(self, engine: Engine) -> None: ...
+
+    def await_release(self, engine: Engine) -> None: ...
+
+    def disturbed(self, engine: Engine) -> str: ...
+
+    def forget(self, engine_id: str) -> None: ...
+
+    def environment(self, engine: Engine) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """What effects work with."""
@@ -58,10 +77,11 @@ class World:
 class Effects:
     """One adapter call for each action, and the callbacks by which processes and probes report."""
 
-    def __init__(self, world: World, supervisor: Writer, preflight: Preflight) -> None:
+    def __init__(self, world: World, supervisor: Writer, preflight: Preflight, memory: Memory) -> None:
         self._world = world
         self._supervisor = supervisor
         self._preflight = preflight
+        self._memory = memory
         self.processes: Processes | None = None
         self.prober = Prober(self._probed)
         self._timers: dict[tuple[str, Timer], asyncio.TimerHandle] = {}
@@ -77,6 +97,12 @@ class Effects:
         match action:
             case act.Preflight():
                 self._run(engine.id, "preflight", self._check(engine))
+            case act.Plan():
+                self._run(engine.id, "preflight", self._plan(engine))
+            case act.AwaitMemory():
+                self._memory.await_memory(engine)
+            case act.AwaitRelease():
+                self._memory.await_release(engine)
             case act.Launch():
                 self._launch(engine, action)
             case act.SendSignal():
@@ -127,19 +153,32 @@ class Effects:
             asyncio.get_running_loop().call_exception_handler(context)
 
     async def _check(self, engine: Engine) -> None:
-        generation = engine.generation
+        answer = await self._asked(engine, self._preflight.check(engine))
+        if isinstance(answer, Demand):
+            self._memory.demand(engine, answer)
+            self._supervisor.post(engine.id, ev.MemoryNeeded(engine.generation))
+        else:
+            self._checked(engine, answer)
+
+    async def _plan(self, engine: Engine) -> None:
+        self._checked(engine, await self._asked(engine, self._preflight.plan(engine)))
+
+    def _checked(self, engine: Engine, answer: Planned | Refusal) -> None:
+        if isinstance(answer, Refusal):
+            self._supervisor.post(engine.id, ev.PreflightRefused(engine.generation, answer))
+        else:
+            plan, port = answer
+            self._supervisor.post(engine.id, ev.PreflightPassed(engine.generation, plan, port))
+
+    async def _asked(self, engine: Engine, work: Coroutine[Any, Any, _T]) -> _T:
+        """Ask an engine's kind. What it raises must not leave the engine in preflight for ever."""
         try:
-            answer = await self._preflight.check(engine)
-        except Exception as error:  # a plugin's fault must not leave the engine in preflight for ever
+            return await work
+        except Exception as error:
             text = f"the kind {engine.spec.kind!r} failed to plan the start: {type(error).__name__}: {error}"
             refusal = self._preflight.broken_plugin(text)
-            self._supervisor.post(engine.id, ev.PreflightRefused(generation, refusal))
+            self._supervisor.post(engine.id, ev.PreflightRefused(engine.generation, refusal))
             raise
-        if isinstance(answer, tuple):
-            plan, port = answer
-            self._supervisor.post(engine.id, ev.PreflightPassed(generation, plan, port))
-        else:
-            self._supervisor.post(engine.id, ev.PreflightRefused(generation, answer))
 
     def _launch(self, engine: Engine, action: act.Launch) -> None:
         spec = engine.spec
@@ -147,7 +186,7 @@ class Effects:
         try:
             user = account(spec.user)
             _make_state_dir(state_dir, user)
-            variables = self._environment(spec, action.plan.env, user)
+            variables = self._environment(engine, action.plan.env, user)
         except (OSError, ValueError, LookupError) as error:
             self._supervisor.post(
                 engine.id, ev.SpawnFailed(action.generation, f"cannot prepare the start: {error}")
@@ -174,15 +213,16 @@ class Effects:
         self._shims.launch(engine.name, order)
 
     def _environment(
-        self, spec: EngineSpec, planned: Mapping[str, str], user: Account | None
+        self, engine: Engine, planned: Mapping[str, str], user: Account | None
     ) -> dict[str, str]:
+        spec = engine.spec
         file = envfile.read(spec.env_file) if spec.env_file else {}
         return environment.compose(
             self._world.inherited,
             plan=planned,
             env=spec.env,
             env_file=file,
-            gpu_ids=spec.gpu_ids,
+            gpus=self._memory.environment(engine),
             user={} if user is None else user.variables,
         )
 
@@ -212,7 +252,7 @@ class Effects:
         target = Target(
             host=engine.spec.host,
             port=engine.port,
-            env=self._environment(engine.spec, engine.plan.env, user),
+            env=self._environment(engine, engine.plan.env, user),
             cwd=engine.plan.cwd or str(self._world.paths.engine_state / engine.name),
             user=None if user is None else (user.uid, user.gid, user.groups),
             notify_state=lambda: ready,
@@ -249,6 +289,7 @@ class Effects:
 
     def _forget(self, engine: Engine) -> None:
         self.prober.stop(engine.id)
+        self._memory.forget(engine.id)
         self._measured.pop(engine.id, None)
         for timer in Timer:
             self._cancel_timer(engine.id, timer)
@@ -287,7 +328,8 @@ class Effects:
             return
         outcome = engine.outcome or unasked(engine.spec.mode, status)
         diagnosis = self.diagnose(engine, status) if outcome.failed else None
-        self._supervisor.post(engine.id, ev.Exited(generation, status, left, diagnosis))
+        disturbed = self._memory.disturbed(engine) if outcome.failed else ""
+        self._supervisor.post(engine.id, ev.Exited(generation, status, left, diagnosis, disturbed))
 
     def tree_empty(self, name: str, generation: int) -> None:
         """Nothing of the tree is left."""
@@ -346,6 +388,7 @@ class Effects:
             engine.port,
             models=self._world.paths.models,
             state_dir=self._world.paths.engine_state / engine.name,
+            reservation=engine.reservation,
         )
         report = FailureReport("running" if engine.went_ready else "starting", status, tuple(lines))
         try:

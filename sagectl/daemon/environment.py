@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _KEPT = frozenset(
     (
@@ -35,14 +35,26 @@ def compose(
     plan: Mapping[str, str],
     env: Mapping[str, str],
     env_file: Mapping[str, str],
-    gpu_ids: tuple[int, ...] | None,
+    gpus: Mapping[str, str],
     user: Mapping[str, str],
 ) -> dict[str, str]:
     """Later ones win: inherited, the user's HOME and names, the plan, the TOML's env, the env file.
 
-    The GPUs come last: which an engine may see is decided by its `gpu_ids`, not by a stray variable.
+    The GPUs come last: which an engine may see is decided by what it was given, not by a stray variable.
+
+    Args:
+        gpus: as from `visible`.
     """
-    merged = {**inherited, **user, "PYTHONUNBUFFERED": "1", **plan, **env, **env_file}
-    if gpu_ids is not None:
-        merged["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpu_ids)
-    return merged
+    return {**inherited, **user, "PYTHONUNBUFFERED": "1", **plan, **env, **env_file, **gpus}
+
+
+def visible(names: Sequence[str] | None) -> dict[str, str]:
+    """What shows an engine these GPUs and no others; nothing where it may see what the daemon sees.
+
+    Args:
+        names: of GPUs, by index or UUID, in the order of the engine's ranks.
+    """
+    if names is None:
+        return {}
+    # CUDA counts by speed unless told otherwise; the driver, and with it sagectl, counts by address.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}

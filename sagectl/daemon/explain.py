@@ -11,16 +11,11 @@ from sagectl.system.journal import Entry
 
 
 def explanation(engine: Engine, history: Sequence[Entry]) -> dict[str, Any]:
-    """INTERFACE's fields of `explain`, with the counters, the plan's notes and the recent events.
-
-    `needed_gb` and `devices` speak of GPU memory, which this version does not manage.
-    """
+    """INTERFACE's fields of `explain` but for GPU memory, with the counters, notes and recent events."""
     return {
         "engine": engine.name,
         "decision": decision(engine),
         "reason": engine.reason or reason(engine),
-        "needed_gb": None,
-        "devices": [],
         "waiting_for": list(engine.waiting_for),
         "remedy": engine.diagnosis.remedy if engine.diagnosis else "",
         "desired": engine.desired.value,

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from sagectl.config import envfile
 from sagectl.config.paths import Paths
-from sagectl.core.engine import Engine, EngineSpec
+from sagectl.core.engine import Engine, EngineSpec, Reservation
+from sagectl.core.sizing import Demand, demand
 from sagectl.daemon import grants
 from sagectl.daemon.accounts import account
 from sagectl.daemon.requests import known_port, request_of
-from sagectl.plugin import EngineKind, LaunchPlan, Refusal
+from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryEstimate, Refusal, estimate
 from sagectl.system import ports
 from sagectl.system.facts import FactSource
 from sagectl.system.powers import powers
 
 LONGEST_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, sun_path's 108 less the final zero."""
+
+
+Planned = tuple[LaunchPlan, int | None]
+"""A plan, and the port that was chosen."""
+
+
+class Gpus(Protocol):
+    """The GPU accounts, as a preflight sees them."""
+
+    @property
+    def managed(self) -> bool:
+        """There are GPUs whose memory is accounted for."""
+
+    def learned(self) -> Mapping[str, int]:
+        """Footprints that were measured, by `sizing.footprint_key`."""
+
+    def impossible(self, asked: Demand) -> Refusal | None:
+        """Why no waiting could help."""
 
 
 class Preflight:
@@ -30,6 +49,7 @@ class Preflight:
         inherited: Mapping[str, str],
         taken: Callable[[str], Container[int]],
         assign_port: Callable[[str, int | None], None],
+        gpus: Gpus,
     ) -> None:
         """
         Args:
@@ -41,10 +61,11 @@ class Preflight:
         self._inherited = inherited
         self._taken = taken
         self._assign_port = assign_port
+        self._gpus = gpus
         self._facts = FactSource()
 
-    async def check(self, engine: Engine) -> tuple[LaunchPlan, int | None] | Refusal:
-        """The plan and the port, or why there is none."""
+    async def check(self, engine: Engine) -> Planned | Demand | Refusal:
+        """The plan and the port; or the GPU memory that it has to be given before; or why neither."""
         spec = engine.spec
         kind = self._kinds.get(spec.kind)
         if kind is None:
@@ -63,17 +84,54 @@ class Preflight:
         port = self._choose_port(engine)
         if isinstance(port, Refusal):
             return port
-        state_dir = self._paths.engine_state / spec.name
-        request = request_of(spec, port, models=self._paths.models, state_dir=state_dir)
-        facts = await self._facts.gather(kind.facts(request), {**self._inherited, **spec.env})
+        request, facts = await self._ask(engine, kind, port)
+        if spec.gpus == 0 or not self._gpus.managed:
+            return self._planned(kind, request, facts)
+        answer = estimate(kind, request, facts)
+        if isinstance(answer, Refusal):
+            return answer
+        if answer is not None and not isinstance(answer, MemoryEstimate):
+            return self._nonsense(kind, answer, "an estimate")
+        asked = demand(spec, answer, self._gpus.learned())
+        if isinstance(asked, Refusal):
+            return asked
+        return self._gpus.impossible(asked) or asked
+
+    async def plan(self, engine: Engine) -> Planned | Refusal:
+        """The plan and the port of an engine that was checked and given its GPUs."""
+        kind = self._kinds[engine.spec.kind]
+        return self._planned(kind, *await self._ask(engine, kind, known_port(engine), engine.reservation))
+
+    async def _ask(
+        self,
+        engine: Engine,
+        kind: EngineKind[Any],
+        port: int | None,
+        reservation: Reservation | None = None,
+    ) -> tuple[EngineRequest[Any], Facts]:
+        spec = engine.spec
+        request = request_of(
+            spec,
+            port,
+            models=self._paths.models,
+            state_dir=self._paths.engine_state / spec.name,
+            reservation=reservation,
+        )
+        variables = {**self._inherited, **_own_variables(spec), **spec.env}
+        return request, await self._facts.gather(kind.facts(request), variables)
+
+    def _planned(self, kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts) -> Planned | Refusal:
         plan = kind.plan(request, facts)
         if isinstance(plan, Refusal):
             return plan
         if not isinstance(plan, LaunchPlan):
-            return self.broken_plugin(
-                f"the kind {spec.kind!r} answered with a {type(plan).__name__}, not a plan"
-            )
-        return plan, port
+            return self._nonsense(kind, plan, "a plan")
+        return plan, request.port
+
+    def _nonsense(self, kind: EngineKind[Any], answer: object, wanted: str) -> Refusal:
+        return self.broken_plugin(
+            f"the kind {kind.name!r} answered with a {type(answer).__name__}, not {wanted}"
+        )
 
     @staticmethod
     def broken_plugin(text: str) -> Refusal:
@@ -136,4 +194,12 @@ class Preflight:
 async def inspect(preflight: Preflight, engine: Engine) -> Refusal | None:
     """Would this engine start? Used before a reload stops what runs."""
     answer = await preflight.check(engine)
+    if isinstance(answer, Demand) and engine.reservation is not None:
+        answer = await preflight.plan(engine)
     return answer if isinstance(answer, Refusal) else None
+
+
+def _own_variables(spec: EngineSpec) -> Mapping[str, str]:
+    """HOME and the like of the user that the engine runs as: where its cache of the hub is."""
+    user = account(spec.user)
+    return {} if user is None else user.variables

@@ -45,6 +45,10 @@ class Reloader:
         self.starter: Starter | None = None
         self.applied: Callable[[Config], None] = lambda config: None
         """Told of each configuration that a reload put in force, for what is not about engines."""
+        self.check: Callable[[Config], tuple[str, ...]] = lambda config: ()
+        """What else is to be said of a configuration before it is in force."""
+        self.quiet: Callable[[Engine], bool] = lambda engine: True
+        """Whether a planned stop of this engine disturbs nobody."""
         self._supervisor = supervisor
         self._journal = journal
         self._preflight = preflight
@@ -67,6 +71,7 @@ class Reloader:
         new = self.specs(config)
         self._refuse_transient_names(new)
         plan = self._compare(new, config, restart=restart)
+        plan = replace(plan, warnings=(*plan.warnings, *self.check(config)))
         if dry_run:
             return plan
         if self._rolling is not None:
@@ -151,6 +156,8 @@ class Reloader:
             if engine is None:
                 continue
             changed = f"{', '.join(change.keys)} changed"
+            engine_id = engine.id
+            await self._supervisor.until(lambda key=engine_id: self._may_stop(key))  # type: ignore[misc]
             refusal = await inspect(self._preflight, replace(engine, spec=new[change.name]))
             engine = self._supervisor.named(change.name)
             if engine is None:
@@ -164,8 +171,11 @@ class Reloader:
             self._post(change.name, ev.SpecReplaced(new[change.name], needs_restart=running))
             if running:
                 self._post(change.name, ev.RestartRequested(by_user=False, why=f"restarted: {changed}"))
-                engine_id = engine.id
                 await self._supervisor.until(lambda key=engine_id: self._supervisor.arrived(key))  # type: ignore[misc]
+
+    def _may_stop(self, engine_id: str) -> bool:
+        engine = self._supervisor.get(engine_id)
+        return engine is None or self.quiet(engine)
 
     def _post(self, name: str, event: ev.Event) -> None:
         engine = self._supervisor.named(name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sagectl.core import adoption, lifecycle
+from sagectl.core import adoption
 from sagectl.core.engine import Desired, Engine, EngineSpec
 from sagectl.core.events import Event, StartRequested
 from sagectl.daemon.keeper import read_context, read_row
@@ -30,7 +30,7 @@ def restore(
 
     Args:
         specs: what the configuration declares now, by name; None where it cannot be read.
-        boot_id: of this boot; engines kept in another one start from `lifecycle.boot`.
+        boot_id: of this boot; engines kept in another one start from `adoption.boot`.
     """
     kept = dict(filter(None, (_of_this_boot(row, specs, kinds, boot_id) for row in rows)))
     processes = {item.name: item for item in found if item.same_boot}
@@ -63,7 +63,7 @@ def _of_this_boot(
     if kept_in == boot_id:
         return engine.name, (engine, None)
     spec = (specs or {}).get(engine.name, engine.spec)
-    engine = lifecycle.boot(engine, spec, autostart=spec.autostart)
+    engine = adoption.boot(engine, spec, autostart=spec.autostart)
     wanted = engine.desired is Desired.RUNNING
     return engine.name, (engine, StartRequested(by_user=False) if wanted else None)
 

@@ -24,14 +24,18 @@ from sagectl.daemon import environment
 from sagectl.daemon.control import Control
 from sagectl.daemon.effects import Effects, World
 from sagectl.daemon.ending import Ending
+from sagectl.daemon.footprints import Footprints
 from sagectl.daemon.guard import Guard
 from sagectl.daemon.keeper import Keeper, read_row
+from sagectl.daemon.memory import GpuMemory
 from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.restore import restore
 from sagectl.daemon.supervisor import Supervisor
 from sagectl.errors import InvalidConfig, SagectlError
 from sagectl.system import pidfile, plugins, sdnotify
+from sagectl.system.gpu_owners import Owners
+from sagectl.system.gpus import Gpus
 from sagectl.system.journal import Journal
 from sagectl.system.processes import Known, Processes
 from sagectl.system.start_zygote import Started
@@ -79,6 +83,7 @@ class Runtime:
         self._unit = unit
         self._degraded: tuple[str, ...] = ()
         self._guard: Guard | None = None
+        self._own: list[asyncio.Task[None]] = []
         self._started = time.monotonic()
         self._started_wall = time.time()
         self.kinds = plugins.discover()
@@ -90,11 +95,19 @@ class Runtime:
         self.supervisor = Supervisor(now, self.keeper, self.journal)
         self.ending = Ending(self.supervisor, self.journal, unit)
         inherited = environment.base(os.environ)
+        self.memory = GpuMemory(
+            self.supervisor,
+            self.journal,
+            Owners(paths.engines),
+            Footprints(self.store),
+            lambda settings: Gpus(settings, paths.runtime / "gpus"),
+        )
+        self.supervisor.moved = self.memory.changed
         self.preflight = Preflight(
-            paths, self.by_name, inherited, self._ports_of_others, self.supervisor.assign_port
+            paths, self.by_name, inherited, self._ports_of_others, self.supervisor.assign_port, self.memory
         )
         self.effects = Effects(
-            World(paths, self.by_name, inherited, self.journal), self.supervisor, self.preflight
+            World(paths, self.by_name, inherited, self.journal), self.supervisor, self.preflight, self.memory
         )
         self.supervisor.effects = self.effects
         self.reloader = Reloader(
@@ -111,8 +124,11 @@ class Runtime:
             self.ending,
             self.effects.prober.last_detail,
             self.keeper.flush,
+            self.memory,
         )
         self.reloader.starter = self.control
+        self.reloader.check = lambda config: self.memory.overdrawn(config.gpu)
+        self.reloader.quiet = self.memory.quiet
 
     def _load(self) -> Config:
         file, others = self.paths.config_file, self.paths.engines_d
@@ -153,7 +169,7 @@ class Runtime:
         self._guard = Guard(self.paths, self.journal, api, self.effects.processes)
         self.reloader.applied = lambda config: self._reloaded(config, api)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
-        status = loop.create_task(self._tell_systemd(), name="status")
+        self._own.append(loop.create_task(self._tell_systemd(), name="status"))
         engines = counted(len(list(self.supervisor)), "engine", "engines")
         log.info("ready: %s, socket %s", engines, self.paths.socket)
         sdnotify.ready(self._summary())
@@ -163,8 +179,9 @@ class Runtime:
             await self.ending.bring_down()
             handover = api.handover() if self.ending.renewing else None
         finally:
-            status.cancel()
-            await asyncio.gather(status, return_exceptions=True)
+            for task in self._own:
+                task.cancel()
+            await asyncio.gather(*self._own, return_exceptions=True)
             await api.stop()
             await self._close()
         log.info("the engines go on" if self.ending.leaving else "all engines are down")
@@ -191,11 +208,14 @@ class Runtime:
         self.effects.processes = self.keeper.processes = processes
         _raise_open_files()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, processes.reap)
-        found = await processes.adopt(self._known_processes())
+        found, _ = await asyncio.gather(
+            processes.adopt(self._known_processes()), self.memory.configure(log_settings.gpu)
+        )
         if problem is not None and not renewed and not any(item.process for item in found):
             await processes.close()
             raise problem
         self.effects.said_ready.update({item.name: item.generation for item in found if item.ready})
+        self._own.append(asyncio.get_running_loop().create_task(self.memory.run(), name="GPU memory"))
         self._note_troubles(problem)
         specs = self.reloader.specs(config) if config else None
         restored = restore(self.store.engines(), found, specs, self.by_name, self.boot_id)
@@ -273,6 +293,7 @@ class Runtime:
         await self.effects.close()
         if self.effects.processes is not None:
             await self.effects.processes.close()
+        self.memory.close()
         self.keeper.processes = None
         self.keeper.flush()
         if not self.store.close():
@@ -283,6 +304,7 @@ class Runtime:
     def _reloaded(self, config: Config, api: ApiServer) -> None:
         self._note_file(config)
         api.regroup(config.daemon.group)
+        self._configuring = asyncio.get_running_loop().create_task(self.memory.configure(config.gpu))
 
     def _note_file(self, config: Config) -> None:
         """Remember the main file, so that its disappearance is told from its absence."""

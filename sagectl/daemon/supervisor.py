@@ -53,6 +53,8 @@ class Supervisor:
         self._turning = False
         self._changed: dict[str, None] = {}
         self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self.moved: Callable[[Engine], None] = lambda engine: None
+        """Told of each engine whose state or substate changed."""
 
     # --- Reading --------------------------------------------------------------------------------
 
@@ -113,13 +115,14 @@ class Supervisor:
         for action in actions:
             self._perform(after, action)
         if (after.state, after.sub) != (before.state, before.sub):
+            self.moved(after)
             self._journal.record(
                 after.name, after.id, "state", after.reason, "debug", after.state.value, after.substate
             )
 
     def _note(self, engine: Engine) -> None:
         self._changed[engine.id] = None
-        if engine.sub is Sub.QUEUED:
+        if engine.sub is Sub.QUEUED and not engine.memory_wanted:
             self._waiting.add(engine.id)
         else:
             self._waiting.discard(engine.id)

@@ -30,7 +30,7 @@ def find(engines: Path) -> dict[str, Identity | None]:
             continue
         name, shim = _shim(entry, home), True
         if name is None:
-            name, shim = _engine(entry, os.fsencode(home)), False
+            name, shim = marked(int(entry), os.fsencode(home)), False
         fields = tree.process_stat(int(entry)) if name else None
         if name is None or fields is None or not tree.alive(fields):
             continue
@@ -52,9 +52,14 @@ def _shim(entry: str, home: str) -> str | None:
     return name if directory == home else None
 
 
-def _engine(entry: str, home: bytes) -> str | None:
+def marked(pid: int, home: bytes) -> str | None:
+    """The engine of this home whose mark a process has in its environment.
+
+    Args:
+        home: RUN/engines, absolute.
+    """
     try:
-        with open(f"/proc/{entry}/environ", "rb", 0) as file:
+        with open(f"/proc/{pid}/environ", "rb", 0) as file:
             text = b"\0" + file.read()
     except OSError:
         return None

@@ -60,6 +60,54 @@ def job(name: str) -> Engine:
     return replace(up, spec=replace(up.spec, mode=Mode.RUN))
 
 
+GPUS: dict[str, Any] = {
+    "backend": "simulated",
+    "managed": True,
+    "is_mock": True,
+    "driver": "simulated",
+    "trouble": None,
+    "devices": [
+        {
+            "gpu_id": 0,
+            "uuid": "GPU-simulated-0",
+            "name": "Simulated GPU",
+            "memory_total_gb": 24.0,
+            "memory_used_gb": 5.0,
+            "memory_free_gb": 16.0,
+            "memory_reserved_gb": 4.0,
+            "memory_measured_gb": 3.0,
+            "memory_foreign_gb": 2.0,
+            "memory_kept_free_gb": 1.0,
+            "utilization": None,
+            "temperature_celsius": None,
+            "power_watts": None,
+            "power_limit_watts": None,
+            "numa_node": 0,
+            "cpus": [0],
+            "nvlink": [1],
+            "mig_parent": None,
+            "lost": None,
+            "is_mock": True,
+            "attribution": "process",
+            "engines": [
+                {
+                    "name": "chat",
+                    "engine_kind": "llm",
+                    "phase": "resident",
+                    "reserved_gb": 4.0,
+                    "measured_gb": 3.0,
+                }
+            ],
+            "foreign_processes": [{"pid": 7, "used_gb": 2.0, "command": "python3"}],
+            "budgets": {"llm": {"budget_gb": 12.0, "held_gb": 4.0, "left_gb": 8.0}},
+        }
+    ],
+    "queue": [
+        {"name": "big", "priority": "normal", "needed_gb": 20.0, "reason": "no room", "waiting_for": ["chat"]}
+    ],
+}
+
+
 @dataclass
 class FakeControl:
     """Control as sagectl.daemon.control describes it, without processes."""
@@ -155,6 +203,15 @@ class FakeControl:
 
     def kinds(self) -> list[dict[str, Any]]:
         return [{"name": "exec"}]
+
+    def measured_gb(self, e: Engine) -> float | None:
+        return 1.5 if e.reservation else None
+
+    def reservations(self) -> list[dict[str, Any]]:
+        return [{"engine": e.name} for e in self.engines() if e.reservation]
+
+    def gpu(self) -> dict[str, Any]:
+        return GPUS
 
     def status(self) -> dict[str, Any]:
         return {"version": "0", "pid": os.getpid()}

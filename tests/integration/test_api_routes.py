@@ -25,6 +25,7 @@ CALLS: list[tuple[str, str, int]] = [
     ("GET", "/metrics", 200),
     ("GET", "/openapi.json", 200),
     ("GET", f"{BASE}/status", 200),
+    ("GET", f"{BASE}/gpu", 200),
     ("GET", f"{BASE}/kinds", 200),
     ("GET", f"{BASE}/events", 200),
     ("GET", f"{BASE}/events?tail=1&engine=chat", 200),

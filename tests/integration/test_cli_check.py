@@ -52,9 +52,9 @@ def test_every_mistake_is_told_with_file_line_key_and_remedy(home: Path, capsys:
 
 
 def test_a_warning_is_shown_and_exits_0(home: Path, capsys: Out) -> None:
-    (home / "sagectl.toml").write_text(RIGHT + 'gpu_memory = "4GiB"\n')
+    (home / "sagectl.toml").write_text(RIGHT + 'idle_stop = "1h"\n')
     assert main.run(["check"]) == 0
-    assert capsys.readouterr().out.startswith(f"warning: {home}/sagectl.toml:4: engines.web.gpu_memory: ")
+    assert capsys.readouterr().out.startswith(f"warning: {home}/sagectl.toml:4: engines.web.idle_stop: ")
 
 
 def test_a_file_can_be_named(tmp_path: Path, capsys: Out) -> None:

@@ -42,6 +42,7 @@ async def test_the_client_reads_what_the_api_shows(tmp_path: Path) -> None:
         assert (await ask(served, lambda c: c.engine("rep@1")))["group"] == "rep"
         assert len(await ask(served, lambda c: c.resolve("rep"))) == 2
         assert (await ask(served, Client.status))["control_plane"]["pid"] == os.getpid()
+        assert (await ask(served, Client.gpu))["devices"][0]["memory_total_gb"] == 24.0
         assert await ask(served, Client.kinds) == [{"name": "exec"}]
         assert (await ask(served, lambda c: c.explain("chat")))["decision"] == "running"
         assert (await ask(served, lambda c: c.definition("chat")))["kind"]["value"] == "exec"

@@ -15,6 +15,7 @@ from sagectl.config.load import Config, Origin, engine_from_body, load
 from sagectl.config.settings import DaemonSettings, GpuSettings
 from sagectl.core.engine import (
     EngineSpec,
+    OnExceed,
     Priority,
     ProbePolicy,
     RestartPolicy,
@@ -87,7 +88,10 @@ command = ["embed"]
         python="/venv/bin/python",
         port=8001,
         default_port=8001,
+        gpus=2,
         gpu_ids=(0, 1),
+        gpu_memory=20 * 2**30,
+        on_exceed=OnExceed.STOP,
         user="nobody",
         autostart=True,
         priority=Priority.HIGH,
@@ -100,8 +104,6 @@ command = ["embed"]
         probe=ProbePolicy(600.0, 10.0, 5.0, 2),
         stop=StopPolicy(0.0, 20.0, 2),
         declared={
-            "gpu_memory": 20 * 2**30,
-            "on_exceed": "stop",
             "preemptible": False,
             "idle_stop": 1800.0,
             "start_on_demand": True,
@@ -140,16 +142,25 @@ def test_the_gpus_that_were_chosen(text: str, gpu_ids: tuple[int, ...] | None) -
 
 
 @pytest.mark.parametrize(
-    ("text", "gpu_ids"),
-    [("", None), ("use_gpu = true", (0,)), ("use_gpu = false", ()), ("use_gpu = true\ngpu_ids = [3]", (3,))],
+    ("default", "text", "gpus"),
+    [
+        (0, "", 0),
+        (0, "use_gpu = true", None),
+        (0, 'gpu_memory = "2GiB"', None),
+        (0, "gpus = 2", 2),
+        (0, "use_gpu = true\ngpu_ids = [3]", 1),
+        (0, 'use_gpu = false\ngpu_memory = "2GiB"', 0),
+        (1, "", None),
+        (1, "gpus = 2", 2),
+        (1, "gpu_ids = [3, 0]", 2),
+        (1, "use_gpu = false", 0),
+    ],
 )
-def test_a_kind_for_the_cpu_gets_a_gpu_where_it_is_told_so(
-    text: str, gpu_ids: tuple[int, ...] | None
-) -> None:
+def test_how_many_gpus_are_to_be_reserved(default: int, text: str, gpus: int | None) -> None:
     kind = SampleKind("small", LlmOptions, 8090)
-    kind.default_gpus = 0
+    kind.default_gpus = default
     config = load(MAIN, None, {"small": kind}, texts={MAIN: f'[engines.a]\nkind = "small"\n{text}'})
-    assert config.specs[0].gpu_ids == gpu_ids
+    assert config.specs[0].gpus == gpus
 
 
 @pytest.mark.parametrize(
@@ -299,14 +310,12 @@ embedding = "4GiB"
     ("text", "warnings"),
     [
         (ENGINE, []),
+        ("[gpu]\nbackend = 'none'", []),
         (
-            "[gpu]\nbackend = 'none'",
-            ["/c/sagectl.toml:1: gpu: accepted, but this version does not manage GPU memory yet"],
-        ),
-        (
-            ENGINE + "gpus = 2\n[engines.b]\nkind = 'llm'\ngpus = 1\npreemptible = true",
+            ENGINE + "idle_stop = 2\n[engines.b]\nkind = 'llm'\nidle_stop = 1\npreemptible = true",
             [
-                "/c/sagectl.toml:4: engines.a.gpus: accepted, not acted on by this version (also in 1 more)",
+                "/c/sagectl.toml:4: engines.a.idle_stop: accepted, not acted on by this version "
+                "(also in 1 more)",
                 "/c/sagectl.toml:8: engines.b.preemptible: accepted, not acted on by this version",
             ],
         ),
@@ -461,7 +470,7 @@ def test_a_body_with_sages_names_is_understood() -> None:
     assert spec.model == "org/m"
     assert spec.options == LlmOptions(tensor_parallel_size=2, extra_args=("--x",))
     assert spec.labels == {"label": "mine"}
-    assert spec.declared == {"gpu_memory": round(4.5 * 2**30)}
+    assert spec.gpu_memory == round(4.5 * 2**30)
 
 
 def test_a_request_takes_the_defaults_of_its_kind_and_its_own_keys_before_them(tmp_path: Path) -> None:

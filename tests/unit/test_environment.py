@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sagectl.daemon.environment import DEFAULT_PATH, base, compose
+from sagectl.daemon.environment import DEFAULT_PATH, base, compose, visible
 
 
 def test_an_engine_inherits_nothing_that_is_the_daemons_own() -> None:
@@ -28,7 +28,7 @@ def test_later_sources_win_and_the_gpus_win_over_all() -> None:
         plan={"A": "plan", "B": "plan", "C": "plan"},
         env={"B": "env", "C": "env", "CUDA_VISIBLE_DEVICES": "6"},
         env_file={"C": "file"},
-        gpu_ids=(0, 2),
+        gpus=visible(["0", "MIG-7"]),
     )
     assert merged == {
         "PATH": "/bin",
@@ -37,13 +37,16 @@ def test_later_sources_win_and_the_gpus_win_over_all() -> None:
         "A": "plan",
         "B": "env",
         "C": "file",
-        "CUDA_VISIBLE_DEVICES": "0,2",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "0,MIG-7",
     }
 
 
 def test_no_gpu_hides_them_all_and_unmanaged_gpus_are_left_alone() -> None:
     nothing: dict[str, str] = {}
-    none = compose(nothing, user=nothing, plan=nothing, env=nothing, env_file=nothing, gpu_ids=())
-    unmanaged = compose(nothing, user=nothing, plan=nothing, env=nothing, env_file=nothing, gpu_ids=None)
+    none = compose(nothing, user=nothing, plan=nothing, env=nothing, env_file=nothing, gpus=visible(()))
+    unmanaged = compose(
+        nothing, user=nothing, plan=nothing, env=nothing, env_file=nothing, gpus=visible(None)
+    )
     assert none["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in unmanaged

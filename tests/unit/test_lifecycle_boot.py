@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from sagectl.core.adoption import boot
 from sagectl.core.engine import Desired, Engine, EngineSpec, Process, State, Sub
 from sagectl.core.events import Resumed, StartRequested
-from sagectl.core.lifecycle import boot
 from sagectl.plugin import LaunchPlan, Mode
 from sagectl.testing import Life
 

