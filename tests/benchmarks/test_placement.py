@@ -1,4 +1,4 @@
-"""How long the daemon's loop stands still while it decides about GPU memory."""
+"""What deciding about GPU memory costs: CPU time, for which the daemon's loop does nothing else."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def requests(count: int, chance: random.Random) -> list[Wanted]:
     """Mostly small engines on one GPU, some over two, four or eight, some of them as they like."""
     result = []
     for number in range(count):
-        size = chance.choice([1, 1, 2, 2, 3, 4, 8])
+        size = chance.choice([1, 1, 1, 2, 2, 3, 4])
         shapes = chance.choice(
-            [[(1, 1)]] * 6 + [[(2, 1)], [(4, 1)], [(2, 2), (4, 1)], [(8, 1), (4, 2), (2, 4)]]
+            [[(1, 1)]] * 8 + [[(2, 1)], [(4, 1)], [(2, 2), (4, 1)], [(8, 1), (4, 2), (2, 4)]]
         )
         layouts = tuple(Layout((Need(size * GIB),) * (tp * pp), tp, pp) for tp, pp in shapes)
         name = f"e{number}"
@@ -61,9 +61,9 @@ def filled(reading: GpuReading, wishes: list[Wanted], times: list[float]) -> tup
     entries: list[Entry] = []
     refused = 0
     for wish in wishes:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         answer = place(wish, rooms(accounts(reading, entries, GIB), wish.kind, BUDGETS))
-        times.append((time.perf_counter() - begin) * 1000)
+        times.append((time.thread_time() - begin) * 1000)
         if isinstance(answer, NoRoom):
             refused += 1
             continue
@@ -97,10 +97,10 @@ def test_the_search_ends(gpus: int, shape: tuple[int, int], figures: Figures) ->
         cards = [replace(card, index=index, numa_node=index // 8) for index in range(gpus)]
         used = [replace(one, used=chance.randrange(40 * GIB)) for one in cards]
         needs = (Need(8 * GIB),) * (tensor * pipeline)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         free = rooms(accounts(GpuReading("simulated", tuple(used)), [], GIB), "llm", {})
         answer = place(Wanted("chat", "llm", (Layout(needs, tensor, pipeline),)), free)
-        times.append((time.perf_counter() - begin) * 1000)
+        times.append((time.thread_time() - begin) * 1000)
         assert isinstance(answer, Placement)
     figures.add(f"{tensor} × {pipeline} ranks on {gpus} GPUs without NVLink", spread(times, digits=0))
 
@@ -129,10 +129,10 @@ def test_the_ledger_is_reconciled(listed: bool, figures: Figures) -> None:
             used = sum(process.used or 0 for process in processes)
             gpus.append(replace(gpu, used=used, processes=(*processes, *strangers) if listed else None))
         now = GpuReading("simulated", tuple(gpus))
-        begin = time.perf_counter()
+        begin = time.thread_time()
         found = reconcile(now, entries, trees, {entry.key: 0 for entry in entries})
         kept = accounts(now, found, GIB)
-        times.append((time.perf_counter() - begin) * 1000)
+        times.append((time.thread_time() - begin) * 1000)
         assert sum(account.measured for account in kept) > 0
     way = "by process" if listed else "by difference"
     figures.add(f"100 engines on 8 GPUs reconciled {way}", spread(times))
