@@ -210,6 +210,14 @@ def test_use_is_attributed_by_difference(used, entries, charged):
     assert [found[one.key] / GIB for one in entries] == charged
 
 
+def test_of_several_that_load_the_highest_baseline_counts():
+    """What was foreign when the later one was granted is nobody's of them."""
+    chat, embed = entry(phase=LOADING), entry("embed", 10, phase=LOADING)
+    baselines = {chat.key: 3 * GIB, embed.key: 5 * GIB}
+    found = differences(gpu(9, processes=None), [chat, embed], baselines)
+    assert found == {chat.key: 2 * GIB, embed.key: 2 * GIB}
+
+
 def test_an_engine_without_a_baseline_keeps_its_figure():
     one = entry(measured=6, phase=LOADING)
     assert differences(gpu(20, processes=None), [one], {}) == {("chat", 0): 6 * GIB}
