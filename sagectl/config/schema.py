@@ -209,6 +209,8 @@ class SimulatedTable(Table):
     count: Annotated[int, Field(ge=0, le=64)] = 1
     memory: Annotated[int, BeforeValidator(parse_size)] = 24 * 2**30
     nvlink: list[list[Annotated[int, Field(ge=0)]]] = []
+    process_ids: bool = True
+    numa: list[Annotated[int, Field(ge=0, le=63)]] = []
 
 
 class GpuTable(Table):

@@ -30,13 +30,19 @@ class DaemonSettings:
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """`[gpu]`. Sizes in bytes; budgets as bytes or as a share such as "40%"."""
+    """`[gpu]`. Sizes in bytes; budgets as bytes or as a share such as "40%".
+
+    simulated_process_ids: whether the simulated driver shows who holds its memory.
+    simulated_numa: the node of each simulated GPU; empty where they have none.
+    """
 
     backend: Literal["auto", "nvml", "simulated", "none"] = "auto"
     reserve: int = 2**30
     simulated_count: int = 1
     simulated_memory: int = 24 * 2**30
     nvlink: tuple[tuple[int, ...], ...] = ()
+    simulated_process_ids: bool = True
+    simulated_numa: tuple[int, ...] = ()
     budgets: Mapping[str, int | str] = field(default_factory=dict)
 
 
@@ -72,11 +78,17 @@ def gpu_settings(section: Section, kinds: Iterable[str], report: Report) -> GpuS
             report.error(section, path, f"there is no simulated GPU {outside[0]}", remedy)
         elif len(set(group)) != len(group) or len(group) < 2:
             report.error(section, path, "does not link different GPUs", "write groups such as [0, 1]")
+    nodes, count = table.simulated.numa, table.simulated.count
+    if nodes and len(nodes) != count:
+        message = f"is {len(nodes)} long, and there are {count} simulated GPUs"
+        report.error(section, ("simulated", "numa"), message, "write one node for each, counted from 0")
     return GpuSettings(
         backend=table.backend,
         reserve=table.reserve,
         simulated_count=table.simulated.count,
         simulated_memory=table.simulated.memory,
         nvlink=tuple(tuple(group) for group in table.simulated.nvlink),
+        simulated_process_ids=table.simulated.process_ids,
+        simulated_numa=tuple(nodes),
         budgets=table.budgets,
     )

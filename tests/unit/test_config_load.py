@@ -290,6 +290,8 @@ reserve = "2GiB"
 count = 4
 memory = "24GB"
 nvlink = [[0, 1], [2, 3]]
+process_ids = false
+numa = [0, 0, 1, 1]
 [gpu.budgets]
 llm = "70%"
 embedding = "4GiB"
@@ -302,6 +304,8 @@ embedding = "4GiB"
         simulated_count=4,
         simulated_memory=24_000_000_000,
         nvlink=((0, 1), (2, 3)),
+        simulated_process_ids=False,
+        simulated_numa=(0, 0, 1, 1),
         budgets={"llm": "70%", "embedding": 4 * 2**30},
     )
 

@@ -450,6 +450,11 @@ def test_engines_between_each_other(text: str, expected: str) -> None:
             "simulated = { count = 2, nvlink = [[1]] }",
             "2: gpu.simulated.nvlink: does not link different GPUs (write groups such as [0, 1])",
         ),
+        (
+            "simulated = { count = 2, numa = [0] }",
+            "2: gpu.simulated.numa: is 1 long, and there are 2 simulated GPUs "
+            "(write one node for each, counted from 0)",
+        ),
         ("simulated.memroy = 1", '2: gpu.simulated.memroy: unknown key (did you mean "memory"?)'),
         ('budgets.llm = "101%"', "2: gpu.budgets.llm: 101% is more than the whole card (write at most 100%)"),
         ('budgets.llm = "0%"', '2: gpu.budgets.llm: 0% leaves nothing (write a share such as "40%")'),
