@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from sagectl_models.architecture import ITEM_SIZES, Architecture
 from sagectl_models.parallel import kv_heads_on
 
-BLOCK = 16
-LATENT_BLOCK = 64
-"""Tokens of a block; the kernels for latent attention take 64."""
+BLOCK = 64
+"""Tokens of a block: 16 to 64, as the attention's kernels want them."""
+_SPARE = 1
+"""Blocks of each group beside those that are filled: vLLM keeps one that stays empty."""
 _FP8_LATENT = 656 / 576
 """With fp8 the latent vector has scales, and its rotary part stays in 16 bits: 656 bytes for 576 numbers."""
 _STATES = 2
@@ -65,22 +66,21 @@ def sequence(
     """Bytes that one sequence of `context` tokens takes at most in these layers, on each rank."""
     if architecture.encoder:
         return 0
-    block = LATENT_BLOCK if architecture.latent is not None else BLOCK
-    page = layer_token(architecture, tensor, cache) * block
+    page = layer_token(architecture, tensor, cache) * BLOCK
     groups = _groups(architecture)
     here = frozenset(layers)
     widest = max((sum(layer in here for layer in group) for _, group in groups), default=0)
-    blocks = sum(_blocks(window, block, cache, context) for window, _ in groups)
+    blocks = sum(_blocks(window, cache, context) for window, _ in groups)
     linear = sum(architecture.windows[layer] == 0 for layer in layers)
     # A state is a page of its own, and pages are made equally large, by more tokens in each.
     states = linear * _STATES * max(page, architecture.state * 4 / tensor) if architecture.state else 0
     return round(page * widest * blocks + states)
 
 
-def _blocks(window: int | None, block: int, cache: Cache, context: int) -> int:
-    if window is None or window >= context:
-        return -(-context // block)
-    return -(-min(window - 1 + cache.in_flight, context) // block) + 1
+def _blocks(window: int | None, cache: Cache, context: int) -> int:
+    tokens = context if window is None else min(window - 1 + cache.in_flight, context)
+    begun = 0 if tokens == context else 1  # a window need not begin where a block does
+    return -(-tokens // BLOCK) + begun + _SPARE
 
 
 def _groups(architecture: Architecture) -> list[tuple[int | None, list[int]]]:

@@ -48,7 +48,7 @@ def uneven(architecture: Architecture, tensor: int) -> str | None:
     found = architecture.quantisation
     if found is None or found.method not in _GROUPED or tensor == 1:
         return None
-    if found.bits >= 8 and found.method != "fp8":
+    if found.bits >= 8 and found.method == "compressed-tensors":
         return None
     group = _FP8_BLOCK if found.method == "fp8" else found.group
     widths = [architecture.intermediate]
