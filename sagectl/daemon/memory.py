@@ -16,7 +16,7 @@ from typing import Protocol
 from sagectl.config.settings import GpuSettings
 from sagectl.core import events as ev
 from sagectl.core import ledger, queueing, sizing
-from sagectl.core.engine import Engine, State, Sub
+from sagectl.core.engine import Engine, Reservation, State, Sub
 from sagectl.core.gpu import GpuReading
 from sagectl.core.ledger import Account, Entry, Key
 from sagectl.core.placement import NoRoom, Room, Wanted, place
@@ -36,6 +36,8 @@ INTERVAL = 2.0
 """Seconds between two measurements while nothing happens."""
 SOON = 0.1
 """The same while somebody waits for memory to come free."""
+UNMANAGED = 60.0
+"""The same where there is no GPU: a driver may come up later than we do."""
 SLOW = 10.0
 """After so many seconds a driver that does not answer is taken for gone."""
 PATIENCE = 10.0
@@ -134,15 +136,14 @@ class GpuMemory:
     async def run(self) -> None:
         """Measure and decide until cancelled: at intervals, and at once where something changed."""
         while True:
-            pause = SOON if self._releases else INTERVAL
+            pause = SOON if self._releases else INTERVAL if self.managed else UNMANAGED
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kicked.wait(), pause if self.managed else None)
+                await asyncio.wait_for(self._kicked.wait(), pause)
             self._kicked.clear()
-            if not self.managed:
-                continue
             try:
                 await self._measure()
-                self._act()
+                if self.managed:
+                    self._act()
             except Exception:
                 # The engines have to be looked after, whatever is wrong with the accounts.
                 log.exception("the GPU accounts failed")
@@ -169,6 +170,7 @@ class GpuMemory:
     def changed(self, engine: Engine) -> None:
         """An engine's state changed."""
         if engine.state is State.DEACTIVATING and engine.reservation is not None:
+            self._note_baselines(engine, engine.reservation)
             for gpu in engine.reservation.gpu_ids:
                 self._disturbers[gpu] = (engine.name, asyncio.get_running_loop().time())
         if self.reading.managed:
@@ -375,8 +377,7 @@ class GpuMemory:
             gpus = {gpu.index: gpu for gpu in self.reading.gpus}
             reservation = sizing.reserve(asked, verdict.placement, gpus)
             self.verdicts.pop(engine.id, None)
-            foreign = {account.gpu.index: account.foreign for account in self.accounts()}
-            self._baselines.update(((engine.name, gpu), foreign[gpu]) for gpu in reservation.gpu_ids)
+            self._note_baselines(engine, reservation)
             self._supervisor.post(engine.id, ev.MemoryGranted(generation, reservation))
         elif verdict.never and (refusal := self.impossible(asked)) is not None:
             self.verdicts[engine.id] = verdict
@@ -385,6 +386,11 @@ class GpuMemory:
             self.verdicts[engine.id] = verdict
             if verdict.reason != engine.reason:
                 self._supervisor.post(engine.id, ev.MemoryLacking(generation, verdict.reason, verdict.names))
+
+    def _note_baselines(self, engine: Engine, reservation: Reservation) -> None:
+        """What is foreign as an engine begins to take or to give: attribution by difference starts there."""
+        foreign = {account.gpu.index: account.foreign for account in self.accounts()}
+        self._baselines.update(((engine.name, gpu), foreign.get(gpu, 0)) for gpu in reservation.gpu_ids)
 
     def _watch_releases(self) -> None:
         now = asyncio.get_running_loop().time()
