@@ -88,12 +88,17 @@ class Shape:
 class MemoryEstimate:
     """What an engine needs of GPUs.
 
-    shapes: the kind's preference first; more than one where the user left the parallelism to sagectl.
+    shapes: the kind's preference first; more than one where the user left the parallelism to sagectl. A
+        shape without ranks: it uses no GPU.
     filed_under: what learned footprints of this engine are kept under: the same model, context, quantisation
         and so on. Kind and parallelism are added by sagectl. Empty: nothing is learned.
     elastic: the engine takes whatever it is given for its cache, so that only what is not cache is learned.
     exact: the weights come from headers, not from a guess.
     notes: what was assumed, shown by `sagectl estimate` and `explain`.
+    context: tokens of the sequence that the cache is reckoned for; None where there is none.
+    kv_per_token: bytes of cache for a token of a short text, on the GPU with the most, in the first shape.
+    share: the engine takes this share of each card whatever it needs, because the user told it so by an
+        option of its kind; `gpu_memory` comes first.
     """
 
     shapes: tuple[Shape, ...]
@@ -101,6 +106,9 @@ class MemoryEstimate:
     elastic: bool = False
     exact: bool = True
     notes: tuple[str, ...] = ()
+    context: int | None = None
+    kv_per_token: int = 0
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,9 +264,13 @@ def test_more_parallelism_than_gpus_is_refused_with_the_figures() -> None:
     assert "pipeline_parallel_size = 2" in refusal.reason
 
 
-def test_automatic_parallelism_is_refused_for_now() -> None:
-    with pytest.raises(ValueError, match="tensor_parallel_size"):
-        with_vllm(tensor_parallel_size="auto")
+def test_automatic_parallelism_takes_all_gpus_where_they_are_not_managed() -> None:
+    auto = with_vllm(tensor_parallel_size="auto")
+    assert value_of(planned(request(auto, gpu_ids=(0, 1))), "--tensor-parallel-size") == "2"
+    assert value_of(planned(request(auto, gpu_ids=None)), "--tensor-parallel-size") is None
+    both = with_vllm(tensor_parallel_size="auto", pipeline_parallel_size=2)
+    plan = planned(request(both, gpu_ids=(0, 1, 2, 3)))
+    assert value_of(plan, "--tensor-parallel-size") == value_of(plan, "--pipeline-parallel-size") == "2"
 
 
 def test_sleep_mode_is_refused_on_the_cpu() -> None:

@@ -12,11 +12,12 @@ from sagectl.plugin import (
     FailureReport,
     InterpreterQuery,
     LaunchPlan,
+    MemoryEstimate,
     Mode,
     Progress,
     Refusal,
 )
-from sagectl_embedding import diagnoses, sentence_transformers_backend, vllm_backend
+from sagectl_embedding import diagnoses, estimates, sentence_transformers_backend, vllm_backend
 from sagectl_embedding.options import BACKENDS, EmbeddingOptions
 from sagectl_models import vllm_diagnoses
 
@@ -42,20 +43,23 @@ class EmbeddingKind:
     def facts(self, request: EngineRequest[EmbeddingOptions]) -> Sequence[FactQuery]:
         """The interpreter's modules, and what lies where the model's name points to."""
         backend = request.options.backend
+        model = estimates.queries(request)
         if backend != "auto":
-            return _FACTS[backend](request)
+            return (*_FACTS[backend](request), *model)
         asked: list[FactQuery] = [_installed(request)]
         asked += [query for name in BACKENDS for query in _FACTS[name](request)]
-        return tuple(dict.fromkeys(asked))
+        return tuple(dict.fromkeys((*asked, *model)))
+
+    def estimate(self, request: EngineRequest[EmbeddingOptions], facts: Facts) -> MemoryEstimate | Refusal:
+        """The GPU memory that the server needs."""
+        return estimates.estimate(request, facts, backend=self._backend(request, facts))
 
     def plan(self, request: EngineRequest[EmbeddingOptions], facts: Facts) -> LaunchPlan | Refusal:
         """How to launch the server, or what is missing."""
         options = request.options
         if options.backend != "auto":
             return _PLAN[options.backend](request, facts)
-        found = facts.interpreter(_installed(request)).modules
-        # With neither, what the smaller one lacks is said.
-        backend = next((name for name in BACKENDS if found.get(_MODULE[name]) is not None), BACKENDS[0])
+        backend = self._backend(request, facts)
         odd = options.misfit(backend)
         if odd is not None:
             key, wrong, remedy = odd
@@ -64,6 +68,13 @@ class EmbeddingKind:
         if trouble is not None:
             return Refusal(f"extra_args: {trouble[0]}", trouble[1])
         return _PLAN[backend](request, facts)
+
+    def _backend(self, request: EngineRequest[EmbeddingOptions], facts: Facts) -> str:
+        if request.options.backend != "auto":
+            return request.options.backend
+        found = facts.interpreter(_installed(request)).modules
+        # With neither, what the smaller one lacks is said.
+        return next((name for name in BACKENDS if found.get(_MODULE[name]) is not None), BACKENDS[0])
 
     def explain(self, request: EngineRequest[EmbeddingOptions], failure: FailureReport) -> Diagnosis | None:
         """Recognise the server's own words for what went wrong."""

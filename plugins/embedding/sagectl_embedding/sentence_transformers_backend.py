@@ -23,7 +23,7 @@ from sagectl.plugin import (
     Refusal,
 )
 from sagectl_embedding.options import EmbeddingOptions
-from sagectl_models import places
+from sagectl_models import allocator, places
 
 SERVER = str(Path(__file__).with_name("run_server.py"))
 MODULES = ("sentence_transformers", "torch", "aiohttp")
@@ -63,16 +63,20 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         return device
     if request.port is None:
         return Refusal("the engine has no port", "add `port = 8090`")
+    cap = allocator.cap(request.grant) if device != "cpu" else None
     return LaunchPlan(
         argv=(
             *(request.python, SERVER, "--model", model.source, "--name", model.name),
             *("--host", request.host, "--port", str(request.port), "--device", device),
             *_flags(request.options),
         ),
-        env=_environment(request, device),
+        env={**_environment(request, device), **({} if cap is None else cap.env)},
         probes=_probes(request, model.name),
         served_models=(model.name,),
-        notes=(f"backend sentence-transformers, device {device}", model.note),
+        notes=(
+            *(f"backend sentence-transformers, device {device}", model.note),
+            *(() if cap is None else (cap.note,)),
+        ),
     )
 
 

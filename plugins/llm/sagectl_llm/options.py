@@ -76,7 +76,7 @@ class LlmOptions:
     threads: int | None = option("CPU threads (OMP_NUM_THREADS); default: one a core", default=None)
 
     tensor_parallel_size: int | Literal["auto"] | None = option(
-        "vllm: GPUs that share each layer; default: all of `gpu_ids`",
+        "vllm: GPUs that share each layer; default: all of `gpu_ids`; auto: the fewest that hold the model",
         default=None,
         aliases=("tensor_parallel", "tp_size"),
     )
@@ -133,10 +133,6 @@ class LlmOptions:
     extra_args: tuple[str, ...] = option("further flags for the server, as a list", default=())
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel_size == "auto":
-            raise ValueError(
-                'tensor_parallel_size: "auto" is not available in this version; write the number of GPUs'
-            )
         if isinstance(self.kv_cache_memory, str):
             size_in_bytes(self.kv_cache_memory)
         for name in _POSITIVE:

@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sagectl.plugin import (
     EngineRequest,
@@ -27,7 +28,10 @@ from sagectl.plugin import (
     Refusal,
 )
 from sagectl_llm.options import LlmOptions
+from sagectl_models import allocator
 
+CAPPED = str(Path(__file__).with_name("run_capped.py"))
+"""`transformers serve` below a limit of its own."""
 MODULES = ("torch", "transformers", "accelerate", "fastapi", "uvicorn", "openai", "pydantic")
 # The first release with /v1/completions, which needs no chat template and so suits every model.
 OLDEST = (5, 6)
@@ -50,12 +54,12 @@ class ModelPlace:
 
 def facts(request: Request) -> Sequence[FactQuery]:
     """The modules of the interpreter, and the directories where the model may lie."""
-    return (_interpreter_query(request), *_model_queries(request))
+    return (interpreter_query(request), *_model_queries(request))
 
 
 def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     """The launch, or why it cannot work here."""
-    missing = _check_interpreter(request, facts.interpreter(_interpreter_query(request)))
+    missing = _check_interpreter(request, facts.interpreter(interpreter_query(request)))
     if missing is not None:
         return missing
     model = _locate_model(request, facts)
@@ -66,24 +70,27 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         return device
     if request.port is None:
         return Refusal("the engine has no port", "add `port = 8001`")
+    cap = allocator.cap(request.grant) if device != "cpu" else None
+    program = ("-m", "transformers.cli.transformers") if cap is None else (CAPPED,)
     return LaunchPlan(
         argv=(
-            *(request.python, "-m", "transformers.cli.transformers", "serve", model.name),
+            *(request.python, *program, "serve", model.name),
             *("--host", request.host, "--port", str(request.port), "--device", device),
             *_flags(request.options),
         ),
-        env=_environment(request.options),
+        env={**_environment(request.options), **({} if cap is None else cap.env)},
         cwd=model.cwd,
         probes=_probes(request, model.name),
         served_models=(model.name,),
-        notes=_notes(request, model, device),
+        notes=(*_notes(request, model, device), *(() if cap is None else (cap.note,))),
     )
 
 
 # --- the interpreter -------------------------------------------------------------------------
 
 
-def _interpreter_query(request: Request) -> InterpreterQuery:
+def interpreter_query(request: Request) -> InterpreterQuery:
+    """What the interpreter has to have."""
     extra = ("bitsandbytes",) if request.options.quantization is not None else ()
     return InterpreterQuery(request.python, (*MODULES, *extra))
 

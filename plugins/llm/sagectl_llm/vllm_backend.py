@@ -19,9 +19,10 @@ from sagectl.plugin import (
     LaunchPlan,
     Refusal,
 )
+from sagectl_llm import estimates
 from sagectl_llm.options import LlmOptions
 from sagectl_llm.vllm_flags import environment, flags
-from sagectl_models import places, vllm_server
+from sagectl_models import places, vllm_grant, vllm_server
 from sagectl_models.places import ModelPlace
 
 # One token takes milliseconds on a GPU, but a first CUDA kernel or a compilation may take minutes.
@@ -62,15 +63,17 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     if request.port is None:
         return Refusal("the engine has no port", "add `port = 8001`")
     options = request.options
+    tensor, pipeline = _parallel(request)
+    memory, reasons = _memory(request, facts, on_cpu)
     return LaunchPlan(
         argv=(
             *vllm_server.command(request, model.source, model.name),
-            *flags(options, gpus=len(request.gpu_ids or ()), on_cpu=on_cpu, gpu_memory=request.gpu_memory),
+            *flags(options, tensor=tensor, pipeline=pipeline, on_cpu=on_cpu, memory=memory),
         ),
         env=environment(options, may_be_cpu=request.gpu_ids in ((), None)),
         probes=vllm_server.probes(request, model.name, _first_token(model.name)),
         served_models=(model.name,),
-        notes=_notes(request, found, model, on_cpu),
+        notes=(*_notes(request, found, model, on_cpu), *reasons),
     )
 
 
@@ -85,7 +88,10 @@ def _check_gpus(request: Request, on_cpu: bool) -> Refusal | None:
             "take `enable_sleep_mode` out, or give the engine a GPU",
         )
     tensor, pipeline = options.tensor_parallel_size, options.pipeline_parallel_size or 1
-    assert tensor != "auto"
+    if request.grant is not None:
+        return None
+    if tensor == "auto":
+        tensor = None
     if gpus and tensor is None and len(gpus) % pipeline:
         return Refusal(
             f"pipeline_parallel_size = {pipeline} does not divide the {len(gpus)} GPUs {list(gpus)}",
@@ -98,6 +104,36 @@ def _check_gpus(request: Request, on_cpu: bool) -> Refusal | None:
             "lower `tensor_parallel_size`, or name more `gpu_ids`",
         )
     return None
+
+
+def _parallel(request: Request) -> tuple[int, int | None]:
+    """Tensor and pipeline: as granted, else as declared, else all GPUs for each layer."""
+    options, grant = request.options, request.grant
+    if grant is not None and grant.gpu_ids:
+        pipeline = grant.pipeline_parallel if grant.pipeline_parallel > 1 else options.pipeline_parallel_size
+        return grant.tensor_parallel, pipeline
+    declared = options.tensor_parallel_size
+    if isinstance(declared, int):
+        return declared, options.pipeline_parallel_size
+    gpus = len(request.gpu_ids or ())
+    return max(1, gpus // (options.pipeline_parallel_size or 1)), options.pipeline_parallel_size
+
+
+def _memory(request: Request, facts: Facts, on_cpu: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The flags that keep vLLM within its share of the GPUs, and notes."""
+    options, grant = request.options, request.grant
+    user = vllm_grant.told(options.gpu_memory_utilization, options.kv_cache_memory, options.extra_args)
+    if on_cpu:
+        return (), ()
+    if grant is None or not grant.gpu_ids:
+        return () if options.gpu_memory_utilization is not None else vllm_server.share(request.gpu_memory), ()
+    found, notes = vllm_grant.memory(grant, user)
+    if vllm_grant.sized(grant, user):
+        # The rest of the reservation was reckoned for these; vLLM takes more of them on large cards.
+        for flag, value in estimates.assumed(request, facts):
+            found += (flag, str(value))
+            notes += (f"{flag} {value}, as reckoned; set gpu_memory for a larger engine",)
+    return found, notes
 
 
 # --- the chat template -----------------------------------------------------------------------
@@ -140,7 +176,10 @@ def _notes(request: Request, found: InterpreterFacts, model: ModelPlace, on_cpu:
         notes.append(
             f"kv_cache_memory: {vllm_server.CPU_KV_CACHE_GIB} GiB, where vLLM would take nearly all memory"
         )
-    if request.gpu_ids and len(request.gpu_ids) > 1 and options.tensor_parallel_size is None:
-        tensor = len(request.gpu_ids) // (options.pipeline_parallel_size or 1)
-        notes.append(f"tensor_parallel_size = {tensor}, for the GPUs {list(request.gpu_ids)}")
+    if request.gpu_ids and len(request.gpu_ids) > 1 and not isinstance(options.tensor_parallel_size, int):
+        tensor, pipeline = _parallel(request)
+        layout = f"tensor_parallel_size = {tensor}"
+        if pipeline is not None and options.pipeline_parallel_size is None:
+            layout += f", pipeline_parallel_size = {pipeline}"
+        notes.append(f"{layout}, for the GPUs {list(request.gpu_ids)}")
     return tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from sagectl_llm.options import LlmOptions
 from sagectl_models import vllm_server
@@ -26,7 +27,6 @@ _VALUES = {
     "tokenizer": "--tokenizer",
     "load_format": "--load-format",
     "shutdown_timeout": "--shutdown-timeout",
-    "pipeline_parallel_size": "--pipeline-parallel-size",
 }
 _SWITCHES = {
     "trust_remote_code": "--trust-remote-code",
@@ -38,21 +38,21 @@ _SWITCHES = {
 
 
 def flags(
-    options: LlmOptions, *, gpus: int, on_cpu: bool, gpu_memory: str | int | None = None
+    options: LlmOptions, *, tensor: int, pipeline: int | None, on_cpu: bool, memory: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """The command line after model, name and address.
 
     Args:
-        gpus: how many the engine is given; 0 where that is not known.
-        gpu_memory: as the user wrote it; only a share of the card can be passed on.
+        tensor, pipeline: as the engine is laid out; None leaves the pipeline to vLLM.
+        memory: flags that keep it within its share of the GPUs.
     """
-    found = ["--dtype", options.dtype]
-    if options.gpu_memory_utilization is None and not on_cpu:
-        found += vllm_server.share(gpu_memory)
+    found = ["--dtype", options.dtype, *memory]
     for name, flag in _VALUES.items():
         value = getattr(options, name)
         if value is not None:
             found += [flag, str(value)]
+    if pipeline is not None:
+        found += ["--pipeline-parallel-size", str(pipeline)]
     found += [flag for name, flag in _SWITCHES.items() if getattr(options, name)]
     if options.enable_prefix_caching is not None:
         found.append(f"--{'' if options.enable_prefix_caching else 'no-'}enable-prefix-caching")
@@ -63,7 +63,6 @@ def flags(
     elif on_cpu and options.max_model_len is None and not given("--max-model-len", options.extra_args):
         # The cache is our choice, so a model whose longest request does not fit in it must still start.
         found += ["--max-model-len", "auto"]
-    tensor = options.tensor_parallel_size or max(1, gpus // (options.pipeline_parallel_size or 1))
     if tensor != 1:
         found += ["--tensor-parallel-size", str(tensor)]
     if not given("--disable-access-log-for-endpoints", options.extra_args):

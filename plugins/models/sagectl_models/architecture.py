@@ -137,6 +137,8 @@ class Architecture:
     vision: bool = False
     positions: int = 0
     """Rows of a learned table of positions, 0 for rotary and other kinds."""
+    state: int = 0
+    """Numbers that a layer of linear attention keeps for a sequence, whatever its length."""
 
     @property
     def query(self) -> int:
@@ -188,6 +190,7 @@ def from_config(config: Any, documents: Mapping[str, Any] | None = None) -> Arch
         encoder=encoder,
         vision=any(key in config for key in ("vision_config", "audio_config", "vision_tower", "visual")),
         positions=_positions(text, kind, encoder),
+        state=_state(text, hidden),
     )
 
 
@@ -274,6 +277,22 @@ def _positions(text: Mapping[str, Any], kind: str, encoder: bool) -> int:
     )
     rows = _number(text, "n_positions", "max_position_embeddings") or 0
     return rows + (2 if kind == "opt" else 0) if learned else 0
+
+
+def _state(text: Mapping[str, Any], hidden: int) -> int:
+    """Of gated delta nets (Qwen3-Next) and of Mamba."""
+    values = _number(text, "linear_num_value_heads")
+    if values is not None:
+        keys = _number(text, "linear_num_key_heads") or values
+        key = _number(text, "linear_key_head_dim") or 128
+        value = _number(text, "linear_value_head_dim") or 128
+        convolved = 2 * keys * key + values * value
+        return values * key * value + convolved * (_number(text, "linear_conv_kernel_dim") or 4)
+    inner = _number(text, "mamba_d_ssm", "mamba_intermediate_size") or hidden * (
+        _number(text, "mamba_expand", "expand") or 2
+    )
+    states = _number(text, "mamba_d_state", "ssm_state_size", "state_size")
+    return inner * (states + 4) if states else 0
 
 
 def _windows(text: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, ...]:

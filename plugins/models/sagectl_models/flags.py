@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 _SHORT = {
@@ -34,6 +35,25 @@ def trouble(owned: Mapping[str, str], arguments: Sequence[str]) -> tuple[str, st
 def given(flag: str, arguments: Sequence[str]) -> bool:
     """Whether the user gives this flag."""
     return any(argument.partition("=")[0].replace("_", "-") == flag for argument in arguments)
+
+
+def value(flag: str, arguments: Sequence[str]) -> str | None:
+    """What the user gives to this flag, as `--x y` or `--x=y`; the last one counts, as in argparse."""
+    found = None
+    for place, argument in enumerate(arguments):
+        name, equals, written = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            found = written if equals else (arguments[place + 1] if place + 1 < len(arguments) else None)
+    return found
+
+
+def number(flag: str, arguments: Sequence[str]) -> int | None:
+    """A whole number that the user gives to this flag, in vLLM's ways too: `8k` is 8000, `8K` is 8192."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", value(flag, arguments) or "")
+    if match is None:
+        return None
+    factors = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20, "g": 10**9, "G": 2**30}
+    return int(float(match[1]) * factors[match[2]])
 
 
 def _meant(written: str, owned: Mapping[str, str]) -> str | None:

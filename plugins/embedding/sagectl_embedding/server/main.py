@@ -24,6 +24,8 @@ log = logging.getLogger("sagectl.embedding")
 
 SPARE = {"cpu": 48, "gpu": 4096}
 """Tokens of padding that take as long as starting a batch; on the CPU as measured with 22M weights."""
+FRACTION = "SAGECTL_GPU_MEMORY_FRACTION"
+"""Variable with the share of each GPU that sagectl reserved for torch."""
 DRAIN_LIMIT = 24 * 3600.0
 """Seconds; who asked for the stop decides how long it may take."""
 
@@ -142,6 +144,16 @@ def _load(options: argparse.Namespace, scheduler: Scheduler, service: Service) -
     return scheduler.start(load, loaded)
 
 
+def _limit_gpu_memory(torch: Any) -> None:
+    """Let torch take no more of each GPU than sagectl reserved."""
+    share = os.environ.get(FRACTION)
+    if share is None or not torch.cuda.is_available():
+        return
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.set_per_process_memory_fraction(float(share), device)
+        log.info("torch may take %.2f%% of GPU %d, as sagectl reserved", 100 * float(share), device)
+
+
 class _Loaded:
     """The embedder and its rules. Imports torch only when it is made, in the model's thread."""
 
@@ -153,6 +165,8 @@ class _Loaded:
 
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+        if options.device != "cpu":
+            _limit_gpu_memory(torch)
         log.info("loading %s on %s", options.model, options.device)
         embedder = Embedder(
             Choice(
