@@ -277,6 +277,13 @@ def test_what_was_not_measured_and_what_is_missing_is_noted() -> None:
     assert notes({}, without) == ""
 
 
+def test_experts_are_noted() -> None:
+    config = QWEN | {"model_type": "qwen3_moe", "num_experts": 8, "moe_intermediate_size": 512}
+    found = estimated(request(FinetuneOptions(method="qlora")), config)
+    assert isinstance(found, MemoryEstimate)
+    assert found.notes == ("the experts get no adapter, and stay in 16 or 32 bits",)
+
+
 def test_it_does_not_train_yet_and_says_so() -> None:
     asked = request(FinetuneOptions(method="qlora"))
     refusal = KIND.plan(asked, Facts({}))

@@ -219,6 +219,22 @@ def test_experts_pass_a_token_through_a_few_of_them() -> None:
         **{"intermediate_size": 14336, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2},
     )
     assert found.intermediate == 2 * 14336
+    assert found.parameters > 2 * 8 * 3 * 4096 * 14336
+
+
+def test_experts_are_neither_adapted_nor_quantised() -> None:
+    expert = {
+        f"model.layers.0.mlp.experts.{i}.down_proj.weight": Tensor("BF16", (64, 32), 4096) for i in (0, 1)
+    }
+    dense = {"model.layers.0.self_attn.q_proj.weight": Tensor("BF16", (64, 64), 8192)}
+    linears = linears_of(expert | dense)
+    assert linears == (Linear("down_proj", 32, 64, 2, expert=True), Linear("q_proj", 64, 64, 1))
+    trained = TrainedModel(1, 64, 2, 64, 64, 32, 100, linears, embedding=6400)
+    assert adapter_parameters(trained, TrainingSetup(lora_rank=1)) == 128
+    found = parts(trained, method="qlora", quantisation="int8", lora_rank=1)["weights"]
+    assert found.size == 64 * 64 + 2 * (2 * 64 * 32 + 6400)
+    with pytest.raises(ValueError, match="no matrix down_proj"):
+        targets(trained, TrainingSetup(target_modules=("down_proj",)))
 
 
 def test_nothing_is_made_of_a_checkpoint_without_a_configuration() -> None:

@@ -98,6 +98,10 @@ def _notes(request: Request, facts: Facts, model: TrainedModel) -> list[str]:
     options, notes = request.options, []
     if model.stored is not None and options.stored != "none":
         notes.append("the checkpoint is quantised already: it is taken as it is")
+    if options.method != "full" and any(one.expert for one in model.linears):
+        notes.append(
+            "the experts get no adapter" + (", and stay in 16 or 32 bits" if options.stored != "none" else "")
+        )
     if options.method == "full" or not options.gradient_checkpointing:
         what = "full fine-tuning" if options.method == "full" else "training without checkpointing"
         notes.append(f"{what} is reckoned; the estimator was measured with adapters and checkpointing")

@@ -17,12 +17,17 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Matrices of one name in the layers. Example: `Linear("q_proj", 2048, 2048, 22)`."""
+    """Matrices of one name in the layers. Example: `Linear("q_proj", 2048, 2048, 22)`.
+
+    expert: of a mixture of experts. transformers 5 keeps those of a layer in one parameter, which
+        bitsandbytes does not quantise and PEFT's `target_modules` do not reach.
+    """
 
     name: str
     inputs: int
     outputs: int
     count: int
+    expert: bool = False
 
     @property
     def parameters(self) -> int:
@@ -59,17 +64,22 @@ class TrainedModel:
         return sum(one.parameters for one in self.linears)
 
     @property
+    def dense(self) -> tuple[Linear, ...]:
+        """The matrices that can be quantised and adapted."""
+        return tuple(one for one in self.linears if not one.expert)
+
+    @property
     def parameters(self) -> int:
         """All of them."""
         return self.linear + self.embedding + self.other
 
 
 def linears_of(tensors: Mapping[str, Tensor]) -> tuple[Linear, ...]:
-    """The matrices of the layers that PEFT can adapt, by the last part of their names.
+    """The matrices of the layers, by the last part of their names.
 
     Empty where the checkpoint is quantised, so that shapes are not those of the matrices.
     """
-    found: dict[tuple[str, int, int], int] = {}
+    found: dict[tuple[str, int, int, bool], int] = {}
     for name, tensor in tensors.items():
         if not name.endswith(".weight") or len(tensor.shape) != 2 or _LAYER.search(name) is None:
             continue
@@ -77,9 +87,12 @@ def linears_of(tensors: Mapping[str, Tensor]) -> tuple[Linear, ...]:
             return ()
         module = name.removesuffix(".weight").rpartition(".")[2]
         outputs, inputs = tensor.shape
-        key = (module, inputs, outputs)
+        key = (module, inputs, outputs, ".experts." in name)
         found[key] = found.get(key, 0) + 1
-    return tuple(Linear(*key, count) for key, count in found.items())
+    return tuple(
+        Linear(module, inputs, outputs, count, expert)
+        for (module, inputs, outputs, expert), count in found.items()
+    )
 
 
 def model_of(facts: CheckpointFacts) -> TrainedModel | None:

@@ -110,14 +110,14 @@ def targets(model: TrainedModel, setup: TrainingSetup) -> tuple[Linear, ...]:
     """The matrices that get an adapter. Raises ValueError for a name that the model has not."""
     wanted = setup.target_modules
     if wanted == ALL_LINEAR:
-        return model.linears
+        return model.dense
     names = (wanted,) if isinstance(wanted, str) else wanted
-    known = {one.name for one in model.linears}
+    known = {one.name for one in model.dense}
     for name in names:
         if name.rpartition(".")[2] not in known:
             raise ValueError(f"the model has no matrix {name}; it has {', '.join(sorted(known))}")
     chosen = {name.rpartition(".")[2] for name in names}
-    return tuple(one for one in model.linears if one.name in chosen)
+    return tuple(one for one in model.dense if one.name in chosen)
 
 
 def adapter_parameters(model: TrainedModel, setup: TrainingSetup) -> int:
@@ -185,14 +185,15 @@ def _weights(model: TrainedModel, setup: TrainingSetup) -> MemoryPart:
             how += ", and a copy of each matrix in 16 bits while a step uses it"
             return MemoryPart(WEIGHTS, model.parameters * item + 2 * model.linear, how)
         return MemoryPart(WEIGHTS, model.parameters * item, how)
-    rest = model.embedding + model.other
+    dense = sum(one.parameters for one in model.dense)
+    rest = model.parameters - dense
     item = 4 if setup.upcast else _ITEM[setup.dtype]
     if setup.quantisation == "none":
         how = f"{model.parameters:,} parameters in {setup.dtype}"
         return MemoryPart(WEIGHTS, model.parameters * _ITEM[setup.dtype], how)
     each = _QUANTISED[setup.quantisation]
-    how = f"{model.linear:,} × {each:.4g} B ({setup.quantisation}) + {rest:,} × {item} B (embeddings, norms)"
-    return MemoryPart(WEIGHTS, round(model.linear * each) + rest * item, how)
+    how = f"{dense:,} × {each:.4g} B ({setup.quantisation}) + {rest:,} × {item} B (not quantised)"
+    return MemoryPart(WEIGHTS, round(dense * each) + rest * item, how)
 
 
 def _trained(model: TrainedModel, setup: TrainingSetup) -> _Trained:
@@ -284,7 +285,7 @@ def _phases(
     """What is there only then, when the loss is computed, in a layer's backward pass, and in the update."""
     scratch = 0
     if setup.quantisation != "none" or model.stored is not None:
-        scratch = 2 * max((one.inputs * one.outputs for one in model.linears), default=0)
+        scratch = 2 * max((one.inputs * one.outputs for one in model.dense), default=0)
     layer = MemoryPart("layer", _layer(model, setup) + scratch, "one layer, computed again for its gradients")
     last = MemoryPart("layer", layer.size, "the last layer whose gradients are computed")
     attention = _attention(model, setup, fit)
