@@ -30,6 +30,7 @@ from sagectl.plugin import EngineKind, ExecProbe, HttpProbe, Mode, NotifyProbe, 
 
 ALIASES = {
     "model_id": "model",
+    "base_model": "model",
     "engine_kind": "kind",
     "required_memory_gb": "gpu_memory",
     "engine_label": "labels",

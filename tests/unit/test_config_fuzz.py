@@ -17,11 +17,14 @@ from sagectl.errors import InvalidConfig
 from sagectl.plugin import EngineKind
 from sagectl_embedding.kind import EmbeddingKind
 from sagectl_exec.kind import ExecKind
+from sagectl_finetune.kind import FinetuneKind
 from sagectl_llm.kind import LlmKind
 
 ETC = Path(__file__).parents[2] / "etc"
 MAIN, DROP_INS = Path("/c/sagectl.toml"), Path("/c/engines.d")
-KINDS: dict[str, EngineKind[Any]] = {kind.name: kind for kind in (ExecKind(), LlmKind(), EmbeddingKind())}
+KINDS: dict[str, EngineKind[Any]] = {
+    kind.name: kind for kind in (ExecKind(), LlmKind(), EmbeddingKind(), FinetuneKind())
+}
 LONGEST = 1.0  # seconds of processor time, for up to 100 kB
 BOUNDED = settings(
     max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

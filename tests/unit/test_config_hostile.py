@@ -18,15 +18,19 @@ from sagectl.errors import InvalidConfig
 from sagectl.plugin import EngineKind
 from sagectl_embedding.kind import EmbeddingKind
 from sagectl_exec.kind import ExecKind
+from sagectl_finetune.kind import FinetuneKind
 from sagectl_llm.kind import LlmKind
 from tests.unit.sample_kinds import KINDS as SAMPLES
 
 MAIN = Path("/c/sagectl.toml")
-KINDS: dict[str, EngineKind[Any]] = {kind.name: kind for kind in (ExecKind(), LlmKind(), EmbeddingKind())}
+KINDS: dict[str, EngineKind[Any]] = {
+    kind.name: kind for kind in (ExecKind(), LlmKind(), EmbeddingKind(), FinetuneKind())
+}
 RIGHT: dict[str, dict[str, Any]] = {
     "exec": {"command": ["serve", "--port", "{port}"]},
     "llm": {"model": "org/m"},
     "embedding": {"model": "org/m"},
+    "finetune": {"model": "org/m"},
 }
 
 texts = st.text(max_size=6) | st.sampled_from(
