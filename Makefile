@@ -5,7 +5,7 @@
 # make test-fast                       without those that need torch and transformers
 # make test-boot                       sagectl on a Debian that systemd boots, in a container; needs root
 #                                      (SAGECTL_BOOT_SUITE=trixie for a newer one)
-# make soak [STEPS=5000]               random mishaps for half an hour: a thousand daemons are killed
+# make soak [STEPS=6500]               random mishaps for half an hour: a thousand daemons are killed
 # make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter
 # make format                          let ruff rewrite the sources
@@ -26,7 +26,7 @@ ENVS = "$(PYTHON)" etc/make/envs.py
 MODEL ?=
 TORCH ?= auto
 BACKEND ?= transformers
-STEPS ?= 5000
+STEPS ?= 6500
 ARGS ?=
 
 .PHONY: help up vllm-env test test-fast test-boot soak bench lint format clean

@@ -62,13 +62,12 @@ def demand(spec: EngineSpec, estimate: MemoryEstimate | None, learned: Mapping[s
             f"it is given {count} GPUs, and is laid out for {' or '.join(map(str, sizes))}",
             "correct `gpus` or `gpu_ids`, or its tensor and pipeline parallelism",
         )
-    filed_under = estimate.filed_under if estimate is not None else ""
+    # Of a kind that says nothing a run of the same engine with the same model is all there is to learn from.
+    itself = f"{spec.group or spec.name}|{spec.model or ''}"
+    filed_under = estimate.filed_under if estimate is not None else itself
     elastic = estimate is not None and estimate.elastic
     found = [_layout(spec, shape, filed_under, elastic, learned) for shape in fitting] or [
-        (
-            Layout((_user(spec) or Need(ASSUMED),) * (count or 1)),
-            "assumed" if _user(spec) is None else "gpu_memory",
-        )
+        _unknown(spec, count or 1, filed_under, learned)
     ]
     source = found[0][1]
     notes = estimate.notes if estimate is not None else ()
@@ -78,6 +77,16 @@ def demand(spec: EngineSpec, estimate: MemoryEstimate | None, learned: Mapping[s
         spec.name, spec.kind, tuple(layout for layout, _ in found), spec.gpu_ids or None, spec.group
     )
     return Demand(wanted, source, fitting or (None,), filed_under, elastic, notes)
+
+
+def _unknown(
+    spec: EngineSpec, count: int, filed_under: str, learned: Mapping[str, int]
+) -> tuple[Layout, str]:
+    """The layout of an engine of which its kind says nothing."""
+    peak = learned.get(footprint_key(spec.kind, filed_under, 1, 1))
+    need, source = (Need(ASSUMED), "assumed") if peak is None else (Need(int(peak * HEADROOM)), "learned")
+    chosen = _user(spec)
+    return Layout((chosen or need,) * count), "gpu_memory" if chosen else source
 
 
 def _user(spec: EngineSpec) -> Need | None:

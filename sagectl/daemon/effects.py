@@ -63,6 +63,8 @@ class Memory(Protocol):
 
     def environment(self, engine: Engine) -> Mapping[str, str]: ...
 
+    def cpus(self, engine: Engine) -> tuple[int, ...] | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -202,7 +204,7 @@ class Effects:
             rlimits=engine.spec.limits,
             nice=engine.spec.nice,
             oom_score_adjust=engine.spec.oom_score_adjust,
-            cpu_affinity=engine.spec.cpu_affinity,
+            cpu_affinity=engine.spec.cpu_affinity or self._memory.cpus(engine),
             memory_max=engine.spec.memory_max,
             cpu_weight=engine.spec.cpu_weight,
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from sagectl.config.machine import usable_cpus
 from sagectl.config.settings import GpuSettings
 from sagectl.core import events as ev
 from sagectl.core import ledger, queueing, sizing
@@ -202,6 +203,15 @@ class GpuMemory:
                         "is started from now on must fit"
                     )
         return tuple(found)
+
+    def cpus(self, engine: Engine) -> tuple[int, ...] | None:
+        """The CPUs next to an engine's GPUs; None where that is no choice."""
+        held = engine.reservation.gpu_ids if engine.reservation else ()
+        near = {cpu for gpu in self.reading.gpus if gpu.index in held for cpu in gpu.cpus}
+        if any(not gpu.cpus for gpu in self.reading.gpus if gpu.index in held):
+            return None
+        usable = usable_cpus()
+        return tuple(sorted(near & usable)) if near & usable and near & usable != usable else None
 
     def impossible(self, asked: Demand) -> Refusal | None:
         """Why no waiting could help, as if nothing else ran here."""
