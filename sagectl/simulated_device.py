@@ -74,7 +74,7 @@ def visible() -> list[int]:
         return present
     shown: list[int] = []
     for entry in os.environ[VISIBLE].split(","):
-        if not entry.strip().isdigit():
+        if not entry.strip().isdecimal():
             break
         shown.append(int(entry))
     return shown

@@ -115,7 +115,8 @@ def make(directory: Path, options: SimulatedOptions) -> None:
     """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     marker = directory / MADE
-    made = int(marker.read_text() or 0) if marker.exists() else 0
+    text = marker.read_bytes() if marker.exists() else b""
+    made = int(text) if text.isdigit() else 0
     for index in range(options.count):
         path = directory / f"gpu{index}"
         if index < made and not path.exists():
