@@ -35,7 +35,10 @@ class SimulatedOptions:
 
 
 class SimulatedGpus:
-    """Reads them. directory: where they are, made by the first reading if nothing ever was there."""
+    """Reads them. directory: where they are, made by the first reading if nothing ever was there.
+
+    Only root sees the mappings of other users' processes; a daemon that is not root overlooks theirs.
+    """
 
     backend = "simulated"
 
