@@ -5,7 +5,13 @@
 # make test-fast                       without those that need torch and transformers
 # make test-boot                       sagectl on a Debian that systemd boots, in a container; needs root
 #                                      (SAGECTL_BOOT_SUITE=trixie for a newer one)
+<<<<<<< HEAD
 # make soak [STEPS=6500]               random mishaps for half an hour: a thousand daemons are killed
+=======
+# make test-gpu                        what only a real NVIDIA GPU can show; says so where there is none
+#                                      (SAGECTL_CUDA_PYTHON=/path/to/python, one with torch for CUDA)
+# make soak [STEPS=5000]               random mishaps for half an hour: a thousand daemons are killed
+>>>>>>> gpu-devices
 # make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter
 # make format                          let ruff rewrite the sources
@@ -29,7 +35,7 @@ BACKEND ?= transformers
 STEPS ?= 6500
 ARGS ?=
 
-.PHONY: help up vllm-env test test-fast test-boot soak bench lint format clean
+.PHONY: help up vllm-env test test-fast test-boot test-gpu soak bench lint format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -59,6 +65,10 @@ test-boot:
 	@$(ENVS) dev >/dev/null; \
 	tree=$$("$(PYTHON)" etc/make/boot.py) || { [ $$? = 3 ] && exit 0; exit 1; }; \
 	SAGECTL_BOOT_TREE="$$tree" .venv/bin/python -m pytest tests/boot $(ARGS)
+
+test-gpu:
+	@$(ENVS) dev >/dev/null; \
+	.venv/bin/python -m pytest -s tests/gpu $(ARGS)
 
 soak:
 	@$(ENVS) dev >/dev/null; \

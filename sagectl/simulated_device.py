@@ -32,8 +32,8 @@ def allocate(index: int, size: int) -> mmap.mmap:
     where the GPU has not as much left, RuntimeError where there is no such GPU.
     Without the rights to see other users' processes theirs are not counted.
     """
-    directory = os.path.realpath(os.environ[DIRECTORY])
     shown = visible()
+    directory = os.path.realpath(os.environ[DIRECTORY])
     if not 0 <= index < len(shown):
         raise RuntimeError(f"there is no GPU {index}: {len(shown)} are visible")
     device = shown[index]
@@ -65,16 +65,21 @@ def free(memory: mmap.mmap) -> None:
 def visible() -> list[int]:
     """The GPUs that this process sees, in its order; all where CUDA_VISIBLE_DEVICES is not set.
 
-    As for CUDA, what comes after an entry that means nothing is not visible either.
+    As for CUDA, what comes after an entry that means nothing is not visible either. Raises RuntimeError
+    where there is no driver.
     """
-    directory = os.environ[DIRECTORY]
-    names = (name.removeprefix("gpu") for name in os.listdir(directory) if name.startswith("gpu"))
-    present = sorted(int(name) for name in names if name.isdigit())
+    directory = os.environ.get(DIRECTORY)
+    if not directory:
+        raise RuntimeError(f"no simulated GPUs: {DIRECTORY} is not set")
+    try:
+        names = [name.removeprefix("gpu") for name in os.listdir(directory) if name.startswith("gpu")]
+    except OSError as error:
+        raise RuntimeError(f"the simulated driver is not there: {error}") from error
     if VISIBLE not in os.environ:
-        return present
+        return sorted(int(name) for name in names if name.isdecimal())
     shown: list[int] = []
     for entry in os.environ[VISIBLE].split(","):
-        if not entry.strip().isdigit():
+        if not entry.strip().isdecimal():
             break
         shown.append(int(entry))
     return shown

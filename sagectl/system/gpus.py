@@ -15,7 +15,7 @@ from sagectl.core.gpu import GpuReading
 from sagectl.core.sizes import GIB
 from sagectl.simulated_device import DIRECTORY
 from sagectl.system.nvml import NvmlGpus
-from sagectl.system.nvml_library import LIBRARY_NOT_FOUND, Nvml, NvmlFailure, ask, load
+from sagectl.system.nvml_library import Nvml, load
 from sagectl.system.simulated_gpus import SimulatedGpus, SimulatedOptions
 
 MOCK_COUNT = "SAGE_GPU_MOCK_COUNT"
@@ -29,16 +29,19 @@ class Backend(Protocol):
 
     backend: str
 
-    def read(self) -> GpuReading: ...
-    def close(self) -> None: ...
+    def read(self) -> GpuReading:
+        """All GPUs now; raises nothing."""
+
+    def close(self) -> None:
+        """Let go of the driver; a later reading opens it again."""
 
 
 class Gpus:
     """Chooses the back end at the first reading, and reads.
 
     directory: where simulated GPUs are or shall be. environ: where SAGE_GPU_MOCK_* may choose them.
-    Under `auto`: these variables, else NVML where it shows a GPU, else `none`; that is looked at again
-    every 30 seconds where NVML's library is installed, for a driver that loads late.
+    Under `auto`: these variables, else NVML where it shows a GPU, else `none`; then NVML is asked again
+    every 30 seconds, for a driver that loads late, and `none` may become `nvml`.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class Gpus:
         return self._unanswered() if self._busy.locked() else self._last
 
     def environment(self) -> dict[str, str]:
-        """What engines need beside CUDA_VISIBLE_DEVICES: for simulated GPUs, where these are."""
+        """What engines need beside CUDA_VISIBLE_DEVICES: for simulated GPUs, where these are.
+
+        Known from the first reading on.
+        """
         simulated = isinstance(self._backend, SimulatedGpus)
         return {DIRECTORY: os.path.realpath(self._directory)} if simulated else {}
 
@@ -137,21 +143,12 @@ class Gpus:
 
     def _nvml_if_any(self) -> Backend | None:
         self._look_again = self._clock() + LOOK_AGAIN
-        try:
-            api = self._library()
-            ask(api, api.nvmlInit)
-        except NvmlFailure as failure:
-            if failure.code in (LIBRARY_NOT_FOUND, -1):
-                self._look_again = float("inf")
-            return None
         backend = NvmlGpus(self._library, self._clock)
-        try:
-            return backend if ask(api, api.nvmlDeviceGetCount) else None
-        except NvmlFailure:
+        reading = backend.read()
+        if reading.trouble or not reading.gpus:
+            backend.close()
             return None
-        finally:
-            backend.read() if self._backend else None
-            ask(api, api.nvmlShutdown)
+        return backend
 
     def _simulated(self, settings: GpuSettings) -> SimulatedGpus:
         options = SimulatedOptions(
@@ -168,7 +165,7 @@ def mocked(settings: GpuSettings, environ: Mapping[str, str]) -> GpuSettings:
     """The settings with what SAGE_GPU_MOCK_* say. Raises ValueError, with a sentence for people."""
     count, memory = settings.simulated_count, settings.simulated_memory
     if text := environ.get(MOCK_COUNT):
-        if not text.isdigit() or int(text) > MOST:
+        if not (text.isascii() and text.isdigit() and len(text) < 4) or int(text) > MOST:
             raise ValueError(f"{MOCK_COUNT}={text} is no number of GPUs: write 0 to {MOST}.")
         count = int(text)
     if text := environ.get(MOCK_MEMORY):

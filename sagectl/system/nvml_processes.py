@@ -43,7 +43,7 @@ class Listing:
             ours = {pid: used or None for pid, used in listed.items() if self._holds(pid) is not False}
         if ours and (self._first or any(self._holds(pid) for pid in ours)):
             self._shown, self._hidden = True, False
-        elif not self._shown and (in_use or (listed and not ours)):
+        elif not self._shown and not ours and (in_use or listed):
             self._hidden = True
         if self._hidden:
             return None

@@ -35,7 +35,10 @@ class SimulatedOptions:
 
 
 class SimulatedGpus:
-    """Reads them. directory: where they are, made by the first reading if nothing ever was there."""
+    """Reads them. directory: where they are, made by the first reading if nothing ever was there.
+
+    Only root sees the mappings of other users' processes; a daemon that is not root overlooks theirs.
+    """
 
     backend = "simulated"
 
@@ -115,7 +118,8 @@ def make(directory: Path, options: SimulatedOptions) -> None:
     """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     marker = directory / MADE
-    made = int(marker.read_text() or 0) if marker.exists() else 0
+    text = marker.read_bytes() if marker.exists() else b""
+    made = int(text) if text.isdigit() else 0
     for index in range(options.count):
         path = directory / f"gpu{index}"
         if index < made and not path.exists():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import mmap
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -117,10 +120,25 @@ def test_starting_programs_does_not_look_like_memory(tmp_path: Path) -> None:
     gpus = opened(tmp_path)
     with open(tmp_path / "gpu0", "rb") as file:
         memory = mmap.mmap(file.fileno(), GIB, mmap.MAP_SHARED, mmap.PROT_READ)
-    children = [subprocess.Popen([sys.executable, "-S", "-c", ""], close_fds=bool(n % 2)) for n in range(20)]
-    while any(child.poll() is None for child in children):
-        assert gpu(gpus.read()).used == GIB
+    before_exec = functools.partial(time.sleep, 0.3)
+    start = threading.Thread(target=subprocess.run, args=["true"], kwargs={"preexec_fn": before_exec})
+    start.start()
+    copies = 0
+    while start.is_alive():
+        assert use(gpus.read()) == {os.getpid(): GIB}
+        copies += len(mappers(tmp_path)) > 1
+    assert copies, "no reading fell between fork and exec"
     memory.close()
+
+
+def mappers(directory: Path) -> list[str]:
+    """Processes that map something below the directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if str(directory) in path.read_text():
+                found.append(path.parent.name)
+    return found
 
 
 def test_a_full_gpu_refuses_with_figures(tmp_path: Path) -> None:
@@ -187,7 +205,9 @@ def test_a_gpu_falls_off_the_bus_and_comes_back(tmp_path: Path) -> None:
         assert (gpu(reading).lost, reading.trouble) == (None, None)
         assert gpu(reading, 1).lost == "GPU 1 has fallen off the bus: its file was removed."
         assert (gpu(reading, 1).used, gpu(reading, 1).total) == (300 * MIB, 2 * GIB)
-        assert "RuntimeError: GPU 1 is lost" in one.hold(1, MIB) or "no GPU 1" in one.hold(1, MIB)
+        assert one.hold(1, MIB) == "RuntimeError: there is no GPU 1: 1 are visible"
+        with holders(tmp_path, visible="1") as [other]:
+            assert other.hold(0, MIB).startswith("RuntimeError: GPU 0 is lost: ")
         # A daemon that starts now does not heal it.
         assert gpu(opened(tmp_path).read(), 1).lost
         with open(tmp_path / "gpu1", "wb") as file:
@@ -204,6 +224,7 @@ def test_a_driver_is_unloaded_and_loaded_again(tmp_path: Path) -> None:
         one.hold(0, 300 * MIB)
         before = gpus.read()
         place.rename(aside)
+        assert one.hold(0, MIB).startswith("RuntimeError: the simulated driver is not there")
         reading = gpus.read()
         assert reading.trouble == f"The simulated driver is not there: No such file or directory ({place})."
         assert reading.gpus == before.gpus
@@ -257,6 +278,9 @@ def test_visible_counts_as_cuda_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert simulated_device.visible() == list(range(12))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", " 10,3 ,-1,2")
     assert simulated_device.visible() == [10, 3]
+    monkeypatch.delenv("SAGECTL_SIMULATED_GPUS")
+    with pytest.raises(RuntimeError, match="SAGECTL_SIMULATED_GPUS is not set"):
+        simulated_device.visible()
 
 
 def test_a_holder_that_is_stopped_still_holds(tmp_path: Path) -> None:
