@@ -33,13 +33,14 @@ def granted(engine: Engine, event: ev.MemoryGranted) -> Step:
     return after, (Plan(engine.generation),)
 
 
-def forgive(engine: Engine, event: ev.Exited, outcome: Outcome) -> tuple[Engine, Outcome]:
+def forgive(engine: Engine, event: ev.Exited, outcome: Outcome) -> tuple[Engine, Outcome, tuple[Record, ...]]:
     """A start that a neighbour's stop may have broken is tried again and not counted, a few times."""
     loading = engine.sub is Sub.STARTING and not engine.went_ready and engine.outcome is None
     if not event.disturbed or not loading or not outcome.failed or engine.disturbances >= DISTURBANCES:
-        return engine, outcome
+        return engine, outcome, ()
     text = f"{event.disturbed} while it loaded; it starts again, which is not counted"
-    return replace(engine, disturbances=engine.disturbances + 1), Outcome(Sub.STOPPED, text)
+    forgiven = replace(engine, disturbances=engine.disturbances + 1)
+    return forgiven, Outcome(Sub.STOPPED, text), (Record("disturbed", text, "warning"),)
 
 
 def released(engine: Engine, event: ev.MemoryReleased, now: Moment) -> Step:

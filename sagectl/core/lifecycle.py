@@ -342,14 +342,14 @@ def _exited(engine: Engine, event: ev.Exited, now: Moment) -> Step:
     if engine.state not in (State.ACTIVE, State.DEACTIVATING) and engine.sub is not Sub.STARTING:
         return engine, ()
     outcome = engine.outcome or unasked(engine.spec.mode, event.status)
-    engine, outcome = holding.forgive(engine, event, outcome)
+    engine, outcome, forgiven = holding.forgive(engine, event, outcome)
     engine = replace(
         engine, process=None, launching=False, tree_alive=event.left > 0, last_exit=event.status,
         outcome=outcome, diagnosis=event.diagnosis if outcome.failed else None,
     )  # fmt: skip
     level = "error" if outcome.failed else "info"
     record = Record("exited", describe(event.status), level)
-    quiet: tuple[Action, ...] = (StopProbes(), *moves.end_timers(), record)
+    quiet: tuple[Action, ...] = (StopProbes(), *moves.end_timers(), record, *forgiven)
     if event.left:
         left = counted(event.left, "process", "processes")
         after, actions = moves.release(engine, f"ending {left} that it left behind")

@@ -316,6 +316,8 @@ def _one_too_small(wanted: Wanted, need: Need, room: Room, missing: int) -> str:
         have = gib(max(room.usable, 0))
         where = f"where {what} {have}" if _bound(room) else f"where {have} {what}"
         return f"needs {size}{share} on GPU {index}, {where}{little}"
+    if room.usable <= 0 and _bound(room):
+        return f"needs {size}{share} on 1 GPU; nothing is left of the budget of {wanted.kind}"
     if room.usable <= 0:
         return f"needs {size}{share} on 1 GPU; nothing that it may take is free"
     return f"needs {size}{share} on 1 GPU; the most that {what} is {gib(room.usable)}, on GPU {index}{little}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sagectl.core.engine import Engine
 from sagectl.core.sizing import footprint_key
@@ -21,15 +22,20 @@ class Footprints:
     A peak is never lowered by a later measurement of the same process, but replaced by that of the next.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, written: Callable[[], None]) -> None:
+        """
+        Args:
+            written: told of each change in the store, which is to be committed.
+        """
         self._store = store
+        self._written = written
         found = store.fact(FACT)
-        self._peaks: dict[str, int] = dict(found) if isinstance(found, dict) else {}
-        self._of: dict[str, tuple[str, int]] = {}
+        # key → [peak, engine's id, generation of the start that it was measured in]
+        self._known: dict[str, list[Any]] = dict(found) if isinstance(found, dict) else {}
 
     def __call__(self) -> Mapping[str, int]:
         """What is known."""
-        return self._peaks
+        return {key: peak for key, (peak, _, _) in self._known.items()}
 
     def note(self, engine: Engine, measured: Mapping[tuple[str, int], int]) -> None:
         """Take in what a running engine holds now."""
@@ -43,13 +49,13 @@ class Footprints:
             return  # it fills what it is given, and nobody knows how much of that is its cache
         peak = max(parts) - (held.kv_cache or 0)
         key = footprint_key(engine.spec.kind, held.filed_under, held.tensor_parallel, held.pipeline_parallel)
-        run = (engine.id, engine.generation)
-        known = self._peaks.get(key, 0) if self._of.get(key) == run else 0
-        if peak <= known * WORTH_A_WRITE:
+        run = [engine.id, engine.generation]
+        known, *of = self._known.get(key, [0])
+        if of == run and peak <= known * WORTH_A_WRITE:
             return
-        self._of[key] = run
-        self._peaks.pop(key, None)
-        self._peaks[key] = max(peak, held.floor)
-        while len(self._peaks) > MOST:
-            self._peaks.pop(next(iter(self._peaks)))
-        self._store.set_fact(FACT, dict(self._peaks))
+        self._known.pop(key, None)
+        self._known[key] = [max(peak, held.floor), *run]
+        while len(self._known) > MOST:
+            self._known.pop(next(iter(self._known)))
+        self._store.set_fact(FACT, dict(self._known))
+        self._written()

@@ -33,20 +33,21 @@ class Keeper:
         self._retry: asyncio.TimerHandle | None = None
         self._told = (store.failure is not None, store.lost)
         self._changed: dict[str, Engine] = {}
-        journal.recorded = self._schedule
+        journal.recorded = self.soon
 
     def keep(self, engine: Engine) -> None:
         """Note an engine as it is now."""
         self._changed[engine.id] = engine
-        self._schedule()
+        self.soon()
 
     def drop(self, engine: Engine) -> None:
         """Forget an engine."""
         self._changed.pop(engine.id, None)
         self._store.drop_engine(engine.id)
-        self._schedule()
+        self.soon()
 
-    def _schedule(self) -> None:
+    def soon(self) -> None:
+        """Commit when the event loop turns."""
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)

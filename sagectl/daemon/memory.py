@@ -39,8 +39,8 @@ SOON = 0.1
 """The same while somebody waits for memory to come free."""
 UNMANAGED = 60.0
 """The same where there is no GPU: a driver may come up later than we do."""
-SLOW = 10.0
-"""After so many seconds a driver that does not answer is taken for gone."""
+SLOW = 5.0
+"""After so many seconds a driver that does not answer is in trouble; what was known last goes on."""
 PATIENCE = 10.0
 """So long the driver may list processes that have ended, or hold their memory."""
 
@@ -48,7 +48,7 @@ PATIENCE = 10.0
 class Meter(Protocol):
     """Whatever measures GPUs. `read` blocks."""
 
-    def read(self) -> GpuReading: ...
+    def read(self, patience: float | None = None) -> GpuReading: ...
 
     def environment(self) -> Mapping[str, str]:
         """Variables that an engine needs to find its GPUs."""
@@ -103,7 +103,6 @@ class GpuMemory:
         self._disturbers: dict[int, tuple[str, float]] = {}
         self._baselines: dict[Key, int] = {}
         self._trees: Mapping[str, set[int]] = {}
-        self._reading_now: asyncio.Future[GpuReading] | None = None
         self._kicked = asyncio.Event()
 
     @property
@@ -130,9 +129,9 @@ class GpuMemory:
 
     def close(self) -> None:
         """Let go of the driver."""
-        if self._meter is not None and self._reading_now is None:
+        if self._meter is not None:
             self._meter.close()
-        self._meter, self._reading_now = None, None
+        self._meter = None
 
     async def run(self) -> None:
         """Measure and decide until cancelled: at intervals, and at once where something changed."""
@@ -257,15 +256,7 @@ class GpuMemory:
     async def _measure(self) -> None:
         before = self.reading
         assert self._meter is not None
-        if self._reading_now is None:
-            self._reading_now = asyncio.ensure_future(asyncio.to_thread(self._meter.read))
-        try:
-            async with asyncio.timeout(SLOW):
-                self.reading = await asyncio.shield(self._reading_now)
-            self._reading_now = None
-        except TimeoutError:
-            text = f"the GPU driver has not answered for {SLOW:g} s"
-            self.reading = replace(before, trouble=text)
+        self.reading = await asyncio.to_thread(self._meter.read, SLOW)
         if self.reading.trouble is None:
             self._reconcile()
         self._tell_trouble(before)
@@ -289,7 +280,7 @@ class GpuMemory:
         lost_before = {gpu.uuid for gpu in before.gpus if gpu.lost}
         for gpu in self.reading.gpus:
             if gpu.lost and gpu.uuid not in lost_before:
-                text = f"GPU {gpu.index} ({gpu.name}) is lost: {gpu.lost}"
+                text = gpu.lost.rstrip(".")
                 self._journal.record(None, None, "gpu-lost", text, "error")
                 self._fail_engines_on(gpu.index, text)
             elif not gpu.lost and gpu.uuid in lost_before:
@@ -309,7 +300,8 @@ class GpuMemory:
         for engine in self._supervisor:
             held = engine.reservation
             gpus = held.gpu_ids if held is not None else ()
-            extra = [gpu for name, gpu in self.measured if name == engine.name and gpu not in gpus]
+            used = (gpu for (name, gpu), size in self.measured.items() if name == engine.name and size)
+            extra = [gpu for gpu in used if gpu not in gpus]
             for gpu in (*gpus, *extra):
                 reserved = held.on(gpu) if held is not None else 0
                 measured = self.measured.get((engine.name, gpu), 0)
@@ -356,8 +348,9 @@ class GpuMemory:
             self.verdicts.clear()
             return False
         if self.reading.trouble:
+            trouble = self.reading.trouble.rstrip(".")
             for one in waiting:
-                self._tell(Verdict(one.engine_id, reason=f"waiting for the GPUs: {self.reading.trouble}"))
+                self._tell(Verdict(one.engine_id, reason=f"waiting for the GPUs: {trouble}"))
             return False
         verdicts = queueing.decide(waiting, self._rooms, self._empty, self._busy())
         for verdict in verdicts:

@@ -99,7 +99,7 @@ class Runtime:
             self.supervisor,
             self.journal,
             Owners(paths.engines),
-            Footprints(self.store),
+            Footprints(self.store, self.keeper.soon),
             lambda settings: Gpus(settings, paths.runtime / "gpus"),
         )
         self.supervisor.moved = self.memory.changed

@@ -70,7 +70,9 @@ class SimulatedGpus:
     def _measured(self) -> tuple[Gpu, ...]:
         present = set(os.listdir(self.directory))
         holders = held(str(self.directory))
-        return tuple(self._device(gpu, f"gpu{gpu.index}" in present, holders) for gpu in self._gpus)
+        found = tuple(self._device(gpu, f"gpu{gpu.index}" in present, holders) for gpu in self._gpus)
+        os.stat(self.directory)  # where the whole directory went meanwhile, no single GPU is lost
+        return found
 
     def _device(self, gpu: Gpu, present: bool, holders: dict[int, dict[int, int]]) -> Gpu:
         try:

@@ -26,6 +26,7 @@ def value(option: str, default: str = "") -> str:
 
 
 device = runpy.run_path(value("--device-module"))
+holds = int(value("--hold", "0"))
 kept = []
 
 
@@ -34,6 +35,8 @@ def hold(gpu: int, mib: int) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self) -> None:
         try:
             answer = self.answer(*self.path.strip("/").split("/"))
@@ -72,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
@@ -82,8 +86,8 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     marker = value("--fail-once")
-    for gpu in range(len(device["visible"]()) if value("--hold") else 0):
-        hold(gpu, int(value("--hold")))
+    for gpu in range(len(device["visible"]()) if holds else 0):
+        hold(gpu, holds)
     until = time.monotonic() + float(value("--load", "0"))
     if marker and not Path(marker).exists():
         Path(marker).touch()
