@@ -63,6 +63,7 @@ def decide(
     """
     verdicts: list[Verdict] = []
     claims: dict[int, str] = {}
+    turns = dict(busy)
     for one in in_order(waiting):
         wanted = one.wanted
         if isinstance(never := place(wanted, empty(wanted)), NoRoom):
@@ -71,15 +72,17 @@ def decide(
         now = rooms(wanted)
         found = place(wanted, [_closed(room, claims) for room in now])
         if isinstance(found, NoRoom):
-            verdict = _waits(one, place(wanted, now), found, claims)
-            for gpu in found.claimed:
+            wish = place(wanted, now)
+            verdict = _waits(one, wish, found, claims)
+            # Who only waits behind somebody has no claim to GPUs that he would not choose.
+            for gpu in wish.claimed if isinstance(wish, NoRoom) else wish.gpu_ids:
                 claims.setdefault(gpu, wanted.name)
-        elif loading := [busy[gpu] for gpu in found.gpu_ids if gpu in busy]:
+        elif loading := [turns[gpu] for gpu in found.gpu_ids if gpu in turns]:
             names = tuple(dict.fromkeys(text.split(" ", 1)[0] for text in loading))
             where = _on(found.gpu_ids)
             reason = f"waiting for its turn on {where}: {', '.join(dict.fromkeys(loading))}"
             verdict = Verdict(one.engine_id, reason=reason, names=names)
-            claims.update((gpu, wanted.name) for gpu in found.gpu_ids if gpu not in claims)
+            turns.update((gpu, f"{wanted.name} comes first") for gpu in found.gpu_ids if gpu not in turns)
         else:
             return [*verdicts, Verdict(one.engine_id, placement=found)]
         verdicts.append(verdict)
