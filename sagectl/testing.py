@@ -12,128 +12,33 @@ process and without a sleep:
 
 from __future__ import annotations
 
-import difflib
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from sagectl.core import actions as act
 from sagectl.core import events as ev
 from sagectl.core.adoption import Found, reconcile
-from sagectl.core.engine import Engine, EngineSpec, Moment, Process
+from sagectl.core.engine import Engine, EngineSpec, Process, Reservation
 from sagectl.core.events import Event, ProbeRole, Timer
 from sagectl.core.lifecycle import step
+from sagectl.playbook import FakeClock, Playbook, phase, show
 from sagectl.plugin import Diagnosis, ExitStatus, HttpProbe, LaunchPlan, Probes, Refusal
 
+__all__ = [
+    "ANY_GPU",
+    "PLAN",
+    "Behaviour",
+    "Due",
+    "FakeClock",
+    "FakeProcesses",
+    "Life",
+    "Playbook",
+    "phase",
+    "show",
+]
+
 SIGKILL = 9
-
-
-class FakeClock:
-    """A clock that moves only when told. `chance` 0.5 means: no jitter."""
-
-    def __init__(self, monotonic: float = 1000.0, wall: float = 1.75e9, chance: float = 0.5) -> None:
-        self.monotonic = monotonic
-        self.wall = wall
-        self.chance = chance
-
-    def now(self) -> Moment:
-        """The present moment, as `lifecycle.step` wants it."""
-        return Moment(self.monotonic, self.wall, self.chance)
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        assert seconds >= 0, "time does not go back"
-        self.monotonic += seconds
-        self.wall += seconds
-
-
-def phase(engine: Engine) -> str:
-    """State and substate as users read them: `active (ready)`."""
-    return f"{engine.state} ({engine.substate})"
-
-
-# --- Dialogues ---------------------------------------------------------------------------------
-
-
-class Playbook:
-    """A test as a dialogue with the reducer: `>>` what happens, `<<` what it must answer.
-
-        play = Playbook(Engine("e1", spec))
-        assert play >> StartRequested() << Preflight(1) << "activating (preflight)"
-
-    Right of `>>`: an event, or a number of seconds that pass. Right of `<<`: an action, or a state as
-    `phase` spells it. The actions of an event must be these and no others, in this order; kinds of
-    action in `hide` are left out. Nothing happens before the `assert`, which may come several times:
-    the dialogue goes on where it ended. A wrong answer raises AssertionError with a diff.
-    """
-
-    hidden: tuple[type, ...] = (act.Record, act.CancelTimer)
-
-    def __init__(
-        self, engine: Engine, clock: FakeClock | None = None, *, hide: tuple[type, ...] | None = None
-    ) -> None:
-        self.engine = engine
-        self.clock = clock or FakeClock()
-        self._hide = self.hidden if hide is None else hide
-        self._script: list[tuple[str, Any]] = []
-
-    def __rshift__(self, event: Event | float) -> Playbook:
-        self._script.append((">>", event))
-        return self
-
-    def __lshift__(self, answer: act.Action | str) -> Playbook:
-        self._script.append(("<<", answer))
-        return self
-
-    def __bool__(self) -> bool:
-        script, self._script = self._script, []
-        wanted = [f"{arrow} {show(value)}" for arrow, value in script]
-        heard = self._play(script)
-        if wanted != heard:
-            diff = "\n".join(line.rstrip() for line in difflib.ndiff(wanted, heard) if line[0] != "?")
-            raise AssertionError(f"the dialogue went another way (- expected, + happened):\n{diff}")
-        return True
-
-    def __del__(self) -> None:
-        if self._script:
-            warnings.warn("a Playbook was written and never asserted", stacklevel=2)
-
-    def _play(self, script: list[tuple[str, Any]]) -> list[str]:
-        heard: list[str] = []
-        waiting: list[str] = []
-        for arrow, value in script:
-            if arrow == ">>":
-                heard += [*waiting, f">> {show(value)}"]
-                waiting = self._hear(value)
-            elif isinstance(value, str):
-                heard.append(f"<< {phase(self.engine)}")
-            elif waiting:
-                heard.append(waiting.pop(0))
-        return heard + waiting
-
-    def _hear(self, event: Any) -> list[str]:
-        if isinstance(event, int | float):
-            self.clock.advance(event)
-            return []
-        self.engine, actions = step(self.engine, event, self.clock.now())
-        return [f"<< {show(a)}" for a in actions if not isinstance(a, self._hide)]
-
-
-def show(value: Any) -> str:
-    """A value on one short line: defaults left out, a plan by its arguments alone."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return f"{value:g} s"
-    if isinstance(value, LaunchPlan):
-        return f"plan of {' '.join(value.argv)}"
-    if not is_dataclass(value):
-        return repr(value)
-    told = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-    shown = (f"{name}={show(v) if is_dataclass(v) else str(v)}" for name, v in told.items())
-    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 # --- Fake processes ----------------------------------------------------------------------------
@@ -143,6 +48,7 @@ PLAN = LaunchPlan(argv=("fake-engine",), probes=Probes(startup=(HEALTH,), readin
 """A plan with all three probes."""
 
 FAILURE = ExitStatus(code=1)
+ANY_GPU = Reservation((0,), (2 << 30,), (24 << 30,))
 
 
 @dataclass(slots=True)
@@ -162,6 +68,8 @@ class Behaviour:
     children: how many processes the main one starts.
     outlived: the children survive the main process and the stop signal.
     kills_after: from SIGKILL to death; more than 0 for a process in uninterruptible sleep.
+    reservation: what it is given of GPUs; None where it needs none. granted_after: from asking for it.
+    released_after: from the last process's end until the GPU driver has it back.
     """
 
     plan: LaunchPlan = PLAN
@@ -182,6 +90,9 @@ class Behaviour:
     children: int = 0
     outlived: bool = False
     kills_after: float | None = 0.0
+    reservation: Reservation | None = None
+    granted_after: float | None = 0.0
+    released_after: float | None = 0.0
 
 
 @dataclass(slots=True)
@@ -250,7 +161,15 @@ class FakeProcesses:
                 self._note(action)
 
     def _note(self, action: act.Action) -> None:
+        b = self.behaviour
         match action:
+            case act.Plan(generation):
+                self._later(0.0, ev.PreflightPassed(generation, b.plan, b.port))
+            case act.AwaitMemory(generation):
+                granted = b.reservation or ANY_GPU  # it may have needed one when it asked
+                self._later(b.granted_after, ev.MemoryGranted(generation, granted))
+            case act.AwaitRelease(generation):
+                self._later(b.released_after, ev.MemoryReleased(generation))
             case act.SetTimer(generation, timer, seconds):
                 self.timers[timer] = (self.clock.monotonic + seconds, generation)
             case act.CancelTimer(timer):
@@ -278,6 +197,8 @@ class FakeProcesses:
         self.preflights += 1
         if b.refusal is not None:
             return ev.PreflightRefused(generation, b.refusal)
+        if b.reservation is not None:
+            return ev.MemoryNeeded(generation)
         return ev.PreflightPassed(generation, b.plan, b.port)
 
     def _launch(self, generation: int) -> None:

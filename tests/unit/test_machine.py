@@ -32,6 +32,11 @@ from sagectl.core.events import (
     Drained,
     Event,
     Exited,
+    GpuFailed,
+    MemoryGranted,
+    MemoryLacking,
+    MemoryNeeded,
+    MemoryReleased,
     PreflightPassed,
     PreflightRefused,
     ProbeFailed,
@@ -52,7 +57,7 @@ from sagectl.core.events import (
 )
 from sagectl.core.lifecycle import step
 from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Mode, Refusal
-from sagectl.testing import PLAN, Behaviour, Due, FakeClock, FakeProcesses
+from sagectl.testing import ANY_GPU, PLAN, Behaviour, Due, FakeClock, FakeProcesses
 
 SETTINGS = settings(
     max_examples=int(os.environ.get("SAGECTL_EXAMPLES", "800" if os.environ.get("CI") else "400")),
@@ -96,6 +101,8 @@ BEHAVIOURS = st.one_of(
             Behaviour(refusal=Refusal("no", "wait", retryable=True)),
             Behaviour(ready_after=None, exits_after=9.0),
             Behaviour(exits_after=0.0, diagnosis=Diagnosis("bad", "fix", retryable=False)),
+            *3 * [Behaviour(reservation=ANY_GPU, children=1, outlived=True, released_after=2.0)],
+            Behaviour(reservation=ANY_GPU, granted_after=30.0, exits_after=3.0),
         ]
     ),
 )
@@ -126,6 +133,9 @@ ANSWERS = (
     ProgressMeasured,
     Drained,
     TreeEmpty,
+    MemoryNeeded,
+    MemoryGranted,
+    MemoryReleased,
 )
 """Events that somebody owes the reducer; each is delivered at least once unless the daemon dies."""
 
@@ -240,6 +250,18 @@ class EngineMachine(RuleBasedStateMachine):
         timers = sorted(self.world.timers)
         self.deliver(self.world.fire(timers[which % len(timers)]))
 
+    @precondition(lambda self: self.engine.memory_wanted)
+    @rule(then=st.integers(0, 3))
+    def memory_lacks(self, then: int) -> None:
+        self.tell(MemoryLacking(self.engine.generation, "waiting for GPU memory: needs more", ("other",)))
+        self.go_on(then)
+
+    @precondition(lambda self: self.engine.reservation)
+    @rule(then=st.integers(0, 3))
+    def a_gpu_fails(self, then: int) -> None:
+        self.tell(GpuFailed(self.engine.generation, "GPU 0 is lost"))
+        self.go_on(then)
+
     @precondition(lambda self: self.world.main)
     @rule(code=st.sampled_from([1, 0]), then=st.integers(0, 3))
     def the_main_process_ends(self, code: int, then: int) -> None:
@@ -306,7 +328,9 @@ class EngineMachine(RuleBasedStateMachine):
             assert e.desired is Desired.RUNNING
         if e.state is State.DEACTIVATING:
             assert e.outcome is not None
-            assert alive
+            assert alive or (e.sub is Sub.RELEASING and e.reservation is not None)
+        if e.state in (State.INACTIVE, State.FAILED):
+            assert e.reservation is None
         if e.sub is Sub.STARTING:
             assert (e.process is None) == e.launching
         if e.sub is Sub.COMPLETED:
@@ -317,9 +341,9 @@ class EngineMachine(RuleBasedStateMachine):
         e, timers = self.engine, self.world.timers
         match e.sub:
             case Sub.QUEUED:
-                assert self.owed(DependenciesReady)
+                assert self.owed(MemoryGranted if e.memory_wanted else DependenciesReady)
             case Sub.PREFLIGHT:
-                assert self.owed(PreflightPassed, PreflightRefused)
+                assert self.owed(PreflightPassed, PreflightRefused, MemoryNeeded)
             case Sub.STARTING if e.launching:
                 assert self.owed(Spawned, SpawnFailed, Exited)
             case Sub.STARTING:
@@ -335,7 +359,7 @@ class EngineMachine(RuleBasedStateMachine):
             case Sub.STOPPING:
                 assert Timer.STOP in timers or self.owed(Exited)
             case Sub.RELEASING:
-                assert self.owed(TreeEmpty, Exited) or self.owed_by_the_world()
+                assert self.owed(TreeEmpty, Exited, MemoryReleased) or self.owed_by_the_world()
             case _:
                 assert e.settled
 
