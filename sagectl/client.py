@@ -138,6 +138,11 @@ class Client:
         result: Status = self._json("GET", f"{_API}/status")
         return result
 
+    def gpu(self) -> dict[str, Any]:
+        """The GPUs, who holds what of them, and who waits for memory."""
+        result: dict[str, Any] = self._json("GET", f"{_API}/gpu")
+        return result
+
     def engines(self, *, port: int | None = None) -> list[Engine]:
         """Every engine by name, or the one that holds this port. Raises UnknownEngine for a free port."""
         return self._engines("GET", f"{_API}/engines", port=port)

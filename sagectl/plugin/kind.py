@@ -239,8 +239,8 @@ class EngineRequest(Generic[OptionsT_co]):
     """A directory of this engine's own that outlives restarts; made before launch."""
     gpu_memory: str | int | None = None
     """As the user wrote it: a share of each card such as "70%", bytes, or "auto"; None where he did not."""
-    gpus: int | None = None
-    """How many GPUs the user asked for; None leaves it to the kind's options."""
+    gpus: int | None = 0
+    """How many GPUs the user asked for; None leaves it to the kind's options, of 0 nothing is reserved."""
     grant: GpuGrant | None = None
     """What the engine was given; None while that is not decided, and where GPUs are not managed."""
 
