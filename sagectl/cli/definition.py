@@ -113,6 +113,12 @@ def value_of(text: str) -> Any:
         return text
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """`-o KEY=VALUE`. Raises UsageError."""
+    key, value = _pair(text, "-o")
+    return key, value_of(value)
+
+
 def _pair(text: str, option: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:

@@ -34,7 +34,12 @@ SECTIONS: dict[str, dict[str, str]] = {
         "cat": "describe",
         "explain": "describe",
     },
-    "Configuration": {"check": "configuration", "reload": "configuration", "kinds": "configuration"},
+    "Configuration": {
+        "check": "configuration",
+        "reload": "configuration",
+        "kinds": "configuration",
+        "estimate": "estimate",
+    },
     "Daemon and shell": {
         "daemon-reexec": "reexec",
         "shutdown": "shutdown",

@@ -84,6 +84,11 @@ def test_a_failure_is_told_in_words_to_act_on(excerpt: str, lines: int) -> None:
             "capacity of 23.68 GiB of which 512.00 MiB is free.",
             "GPU has too little free memory",
         ),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.02 GiB. GPU 0 has a total "
+            "capacity of 79.11 GiB of which 70.02 GiB is free. 3.20 GiB allowed; Of the allocated memory",
+            "more GPU memory than sagectl reserved for it: torch may take 3.20 GiB",
+        ),
         ("RuntimeError: Found no NVIDIA driver on your system.", "no usable GPU"),
         ("OSError: [Errno 28] No space left on device", "disk is full"),
         ("PermissionError: [Errno 13] Permission denied: '/models/x/model.safetensors'", "/models/x/model"),

@@ -196,7 +196,7 @@ def chosen(name: str, gpus: int | None = None, **changes: Any) -> list[tuple[int
 
 
 def test_tensor_parallelism_comes_first_and_few_gpus() -> None:
-    assert chosen("Llama-3.1-70B")[:5] == [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2)]
+    assert chosen("Llama-3.1-70B")[:4] == [(1, 1), (2, 1), (4, 1), (8, 1)]
     assert chosen("Llama-3.1-70B", 4) == [(4, 1)]
     assert chosen("Llama-3.1-70B", 16) == [(8, 2)]
     assert chosen("Qwen2.5-0.5B-Instruct")[:4] == [(1, 1), (2, 1), (2, 2), (2, 4)]  # 14 heads

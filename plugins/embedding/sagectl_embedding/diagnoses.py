@@ -10,6 +10,7 @@ from __future__ import annotations
 from sagectl.plugin import Diagnosis, EngineRequest, FailureReport
 from sagectl_embedding.options import EmbeddingOptions
 from sagectl_models.checkpoint_rules import CHECKPOINT, HUB
+from sagectl_models.memory_rules import reserved
 from sagectl_models.rules import Rule, Words, recognise
 
 _HOST_MEMORY = "Choose a smaller model or a smaller `max_batch_tokens`, or stop other programs."
@@ -40,6 +41,7 @@ RULES: tuple[Rule, ...] = (
         "The server cannot listen on {where}: {why}.",
         "Correct `host` and `port`.",
     ),
+    reserved('`dtype = "bfloat16"` or a smaller `max_batch_tokens`'),
     Rule(
         r"CUDA out of memory|CUDA error: out of memory|HIP out of memory",
         "The GPU has too little free memory for {model}.",

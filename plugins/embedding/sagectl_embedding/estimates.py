@@ -31,9 +31,9 @@ Request = EngineRequest[EmbeddingOptions]
 
 def on_gpu(request: Request) -> bool:
     """Whether the engine uses a GPU: where it is given or asks for one."""
-    if request.gpu_ids is not None:
-        return bool(request.gpu_ids)
-    return bool(request.gpus) or request.options.device not in (None, "cpu")
+    if request.options.device == "cpu":
+        return False
+    return bool(request.gpu_ids) if request.gpu_ids is not None else request.gpus != 0
 
 
 def queries(request: Request) -> tuple[CheckpointQuery, ...]:

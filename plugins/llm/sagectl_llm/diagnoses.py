@@ -9,6 +9,7 @@ from __future__ import annotations
 from sagectl.plugin import Diagnosis, EngineRequest, FailureReport
 from sagectl_llm.options import LlmOptions
 from sagectl_models.checkpoint_rules import CHECKPOINT, HUB
+from sagectl_models.memory_rules import reserved
 from sagectl_models.rules import Rule, Words, recognise
 
 _GPU_MEMORY = (
@@ -25,6 +26,7 @@ _MACHINE = (
         "Stop that process (`ss -ltnp` names it), or choose another `port`.",
         retryable=True,
     ),
+    reserved('shorter prompts, `dtype = "bfloat16"` or `quantization = "bnb-4bit"`'),
     Rule(
         r"CUDA out of memory|CUDA error: out of memory|HIP out of memory",
         "The GPU has too little free memory for {model}.",

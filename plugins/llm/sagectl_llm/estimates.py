@@ -43,9 +43,16 @@ scale for 64."""
 Request = EngineRequest[LlmOptions]
 
 
+def on_gpu(request: Request) -> bool:
+    """Whether GPUs may be reserved for the engine."""
+    if request.options.device == "cpu":
+        return False
+    return bool(request.gpu_ids) if request.gpu_ids is not None else request.gpus != 0
+
+
 def queries(request: Request) -> tuple[CheckpointQuery, ...]:
     """The model's files, where the engine may use a GPU."""
-    if request.gpu_ids == () or request.options.device == "cpu":
+    if not on_gpu(request):
         return ()
     found = checkpoint.query(request, request.options.revision)
     return () if found is None else (found,)
@@ -59,7 +66,7 @@ def estimate(request: Request, facts: Facts, *, backend: str, cpu_build: bool) -
         cpu_build: the interpreter can use no GPU.
     """
     asked = queries(request)
-    if request.gpu_ids == () or request.options.device == "cpu":
+    if not on_gpu(request):
         return MemoryEstimate((NO_GPU,), notes=("it uses no GPU",))
     if cpu_build and request.gpu_ids is None:
         return MemoryEstimate((NO_GPU,), notes=(f"{request.python} has a build for the CPU",))
@@ -135,7 +142,9 @@ def _vllm(request: Request, model: Known, a: Architecture) -> MemoryEstimate | R
     shapes = [serving_memory.shape(a, model.weights, how, t, p) for t, p, _ in layouts]
     notes = [*model.notes, *_vllm_notes(request, a, how)]
     if options.tensor_parallel_size == "auto":
-        notes += [f"{t * p} GPUs: {why}" for t, p, why in layouts if t * p > 1]
+        notes.append("tensor_parallel_size: the fewest GPUs that hold it, tensor before pipeline")
+        common = [one for one in layouts if one[1] > 1 and one[0] * one[1] in parallel.WIDTHS]
+        notes += [f"{t * p} GPUs: {why}" for t, p, why in common]
     tensor, pipeline, _ = layouts[0]
     return MemoryEstimate(
         tuple(at_least(shape, KV_CACHE) for shape in shapes),

@@ -8,7 +8,7 @@ from sagectl_models.architecture import Architecture
 
 WIDTHS = (1, 2, 4, 8)
 """Numbers of GPUs that NVLink commonly connects, which is what tensor parallelism wants."""
-MORE = (16, 3, 6, 5, 7)
+MORE = (3, 6, 5, 7, 16)
 """Further numbers of GPUs, for machines where none of the common ones will do."""
 _GROUPED = frozenset({"gptq", "awq", "fp8", "compressed-tensors"})
 _FP8_BLOCK = 128

@@ -45,20 +45,20 @@ _MEMORY = (
         r"memory \((?P<free>[\d.]+) GiB\)"
         r"\.[^\n]*?estimated maximum model length is (?P<fits>\d+)",
         "One request of {length} tokens needs {wanted} GiB of KV cache, and there are {free} GiB.",
-        'Set `max_model_len = {fits}` or less ("auto" takes what fits), or raise `kv_cache_memory` or '
-        "`gpu_memory_utilization`.",
+        'Set `max_model_len = {fits}` or less ("auto" takes what fits), or raise `gpu_memory`, '
+        "`kv_cache_memory` or `gpu_memory_utilization`.",
     ),
     Rule(
         r"To serve at least one request with the model's max seq len \((?P<length>\d+)\)",
         "There is not enough KV cache for one request of {length} tokens.",
-        'Set a lower `max_model_len` ("auto" takes what fits), or raise `kv_cache_memory` or '
-        "`gpu_memory_utilization`.",
+        'Set a lower `max_model_len` ("auto" takes what fits), or raise `gpu_memory`, '
+        "`kv_cache_memory` or `gpu_memory_utilization`.",
     ),
     Rule(
         r"No available memory for the cache blocks",
         "{model} leaves no memory for a KV cache.",
-        "Raise `gpu_memory_utilization` or `kv_cache_memory`, choose a smaller or quantized model, or spread "
-        "it: more `gpu_ids` with `tensor_parallel_size`.",
+        "Raise `gpu_memory` or `gpu_memory_utilization`, choose a smaller or quantized model, or spread it: "
+        "more `gpu_ids` with `tensor_parallel_size`.",
     ),
     Rule(
         r"Error in memory profiling\.",
