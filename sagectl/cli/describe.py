@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sagectl.cli import exits, render
+from sagectl.cli.look import figures
 from sagectl.cli.session import Session, json_option, pass_session, ref_argument
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def _explanation(engine: Engine, explanation: dict[str, Any], style: render.Styl
     yield from render.properties(
         [
             ("Diagnosis", render.clean(diagnosis.get("summary", ""))),
+            *figures(explanation.get("arithmetic") or []),
             ("What to do", render.clean(explanation.get("remedy") or "")),
             ("Waits for", ", ".join(explanation["waiting_for"])),
             ("Restarts", _restarts(explanation.get("restarts") or {})),

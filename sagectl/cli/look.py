@@ -197,6 +197,7 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("State", state),
         ("Reason", render.clean(engine["reason"])),
         ("Diagnosis", "" if summary in engine["reason"] else render.clean(summary)),
+        *figures(diagnosis.get("arithmetic") or []),
         ("What to do", render.clean(diagnosis.get("remedy", ""))),
         ("Waits for", ", ".join(engine["waiting_for"])),
         ("Wanted", _wanted(engine)),
@@ -211,6 +212,11 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("ID", engine["engine_id"] + (" (transient)" if engine["transient"] else "")),
         ("Log", engine["log_path"] or ""),
     ]
+
+
+def figures(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """The arithmetic of a refusal, as properties."""
+    return [("" if place else "Figures", render.clean(line)) for place, line in enumerate(lines)]
 
 
 def _wanted(engine: Engine) -> str:

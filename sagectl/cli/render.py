@@ -254,8 +254,11 @@ def _line(
 
 
 def properties(pairs: Sequence[tuple[str, str]], style: Style, *, indent: int = 0) -> Iterable[str]:
-    """`name: value` lines with the names aligned to the right; pairs without a value are left out."""
+    """`name: value` lines with the names aligned to the right; pairs without a value are left out.
+
+    A pair without a name goes on with the one before it.
+    """
     kept = [(name, value) for name, value in pairs if value]
     edge = indent + max((cells(name) for name, _ in kept), default=0)
     for name, value in kept:
-        yield f"{style.paint(name.rjust(edge), 'dim')}: {value}"
+        yield f"{style.paint(name.rjust(edge), 'dim')}{':' if name else ' '} {value}"

@@ -23,9 +23,10 @@ from sagectl.daemon import gpu_report
 from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
 from sagectl.daemon.memory import GpuMemory
+from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.supervisor import Supervisor
-from sagectl.errors import Conflict, InvalidConfig, Problem, Unkept, UnknownEngine
+from sagectl.errors import Conflict, InvalidConfig, Problem, Unkept, UnknownEngine, Unplaceable
 from sagectl.plugin import FileQuery
 from sagectl.system.facts import look_at
 from sagectl.system.journal import Journal
@@ -62,6 +63,7 @@ class Control:
         startup_detail: Callable[[str], str | None],
         commit: Commit,
         memory: GpuMemory,
+        preflight: Preflight,
     ) -> None:
         """
         Args:
@@ -81,6 +83,7 @@ class Control:
         self._startup_detail = startup_detail
         self._commit = commit
         self._memory = memory
+        self._preflight = preflight
 
     # --- Finding --------------------------------------------------------------------------------
 
@@ -176,20 +179,17 @@ class Control:
     async def define(self, body: Mapping[str, Any]) -> Engine:
         """Define a transient engine and start it.
 
-        Raises InvalidConfig with every wrong field, Conflict, and Unkept where it would be forgotten.
+        Raises InvalidConfig with every wrong field, Conflict, Unplaceable where it needs more GPU memory
+        than it could ever have here, and Unkept where it would be forgotten.
         """
         engine_id = self.new_id()
         name = engine_id if body.get("name") is None else body["name"]
         if not isinstance(name, str):
             raise InvalidConfig([Problem("name", f"must be a string, not {describe(name)}")])
         spec = self._spec_from(name, {k: v for k, v in body.items() if k != "name"})
-        if self._supervisor.named(spec.name) is not None:
-            raise Conflict(
-                f"there is an engine {spec.name!r} already",
-                remedy="choose another name, or leave it out",
-                facts={"engine": spec.name},
-            )
         self._check_definition(spec)
+        await self._check_place(spec)
+        self._check_definition(spec)  # again: others may have been defined meanwhile
         engine = Engine(id=engine_id, spec=spec, transient=True)
         self._supervisor.add(engine)
         if not self._commit(at_once=True):
@@ -213,7 +213,26 @@ class Control:
         config = self._reloader.config
         return engine_from_body(name, body, self._kinds.by_name(), config.defaults if config else None)
 
+    async def _check_place(self, spec: EngineSpec) -> None:
+        found = await self._preflight.unplaceable(spec)
+        if found is None:
+            return
+        refusal, asked = found
+        facts = {
+            "engine": spec.name,
+            "needed_gb": gpu_report.needed_gb(self._memory, asked.wanted),
+            "arithmetic": list(refusal.arithmetic),
+            "devices": gpu_report.devices(self._memory, spec, asked),
+        }
+        raise Unplaceable(f"{spec.name} {refusal.reason}", remedy=refusal.remedy, facts=facts)
+
     def _check_definition(self, spec: EngineSpec) -> None:
+        if self._supervisor.named(spec.name) is not None:
+            raise Conflict(
+                f"there is an engine {spec.name!r} already",
+                remedy="choose another name, or leave it out",
+                facts={"engine": spec.name},
+            )
         problems = []
         for other in self._supervisor:
             if spec.port is not None and spec.port in (other.port, other.spec.port):

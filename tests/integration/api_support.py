@@ -196,7 +196,10 @@ class FakeControl:
         del self.held[e.id]
 
     def explain(self, e: Engine) -> dict[str, Any]:
-        return {"decision": "running", "reason": "it is", "waiting_for": [], "needed_gb": None, "devices": []}
+        row = {"gpu_id": 0, "total_gb": 24.0, "foreign_gb": 2.0, "reserved_gb": 0.0, "kept_free_gb": 1.0}
+        row |= {"budget_left_gb": None, "free_gb": 21.0, "needed_gb": 4.0, "fits": True}
+        words = {"decision": "running", "reason": "it is", "waiting_for": [], "arithmetic": []}
+        return {**words, "needed_gb": 4.0, "devices": [row]}
 
     def definition(self, e: Engine) -> dict[str, Any]:
         return {"kind": {"value": e.spec.kind, "origin": "sagectl.toml:1"}}
