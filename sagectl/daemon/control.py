@@ -18,6 +18,7 @@ from sagectl.config.units import describe
 from sagectl.core import dependencies
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, State, Sub
+from sagectl.core.ledger import Account
 from sagectl.core.reload import ReloadPlan
 from sagectl.daemon import gpu_report
 from sagectl.daemon.ending import Ending
@@ -308,6 +309,18 @@ class Control:
     def reservations(self) -> list[dict[str, Any]]:
         """The ledger: an entry for each engine and GPU."""
         return gpu_report.reservations(self._memory)
+
+    def accounts(self) -> Sequence[Account]:
+        """Each GPU's account, in bytes."""
+        return self._memory.accounts()
+
+    def budgets(self) -> Mapping[str, int | str]:
+        """Ceilings per GPU by kind: bytes, or a share of the GPU."""
+        return self._memory.settings.budgets
+
+    def queue_length(self) -> int | None:
+        """How many engines wait for GPU memory; None where none is managed."""
+        return len(self._memory.waiting()) if self._memory.managed else None
 
     def measured_gb(self, engine: Engine) -> float | None:
         """What the engine measurably holds on the GPU where that is most, GiB."""
