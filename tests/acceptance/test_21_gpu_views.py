@@ -42,8 +42,8 @@ def test_a_definition_that_can_never_be_placed_is_refused_and_nothing_defined(da
     assert (facts["engine"], facts["needed_gb"]) == ("huge", 22.0)
     assert [row["fits"] for row in facts["devices"]] == [False, False]
     assert facts["devices"][0]["budget_left_gb"] == 20.0
-    assert len(facts["arithmetic"]) == 2
-    assert "22.0 GiB needed" in facts["arithmetic"][0]
+    assert len(facts["arithmetic"]) == 3
+    assert "22.0 GiB needed" in facts["arithmetic"][1]
     assert "budget" in caught.value.remedy
     assert daemon.client.engines() == []
 
