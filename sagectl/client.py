@@ -70,7 +70,7 @@ class Engine(TypedDict):
     since: str | None
     started_at: str | None
     last_exit: Exit | None
-    diagnosis: dict[str, str] | None
+    diagnosis: dict[str, Any] | None
     waiting_for: list[str]
     blocked: bool
     serves: list[str]

@@ -167,6 +167,23 @@ _GPU = _object(
     }
 )
 
+_ROOM = _said(
+    _object(
+        {
+            "gpu_id": COUNT,
+            "total_gb": _GIB,
+            "foreign_gb": _said(NUMBER, "GiB that processes hold which are no engine's"),
+            "reserved_gb": _said(NUMBER, "GiB that other engines hold"),
+            "kept_free_gb": _GIB,
+            "budget_left_gb": _or_null(NUMBER, "GiB that its kind may still take; null: no budget"),
+            "free_gb": _said(NUMBER, "GiB; what the engine itself holds counts as free"),
+            "needed_gb": _or_null(NUMBER, "GiB that it needs there"),
+            "fits": _or_null(FLAG, "null: what it needs is not known"),
+        }
+    ),
+    "a GPU as it is for one engine",
+)
+
 _CHANGES = _list(_object({"name": TEXT, "keys": _list(TEXT)}))
 
 SCHEMAS: dict[str, Schema] = {
@@ -175,7 +192,9 @@ SCHEMAS: dict[str, Schema] = {
     "EngineOrGroup": {"oneOf": [_ref("Engine"), _ref("Group")]},
     "Group": _object({"group": TEXT, "engines": _list(_ref("Engine"))}),
     "Exit": _object({"code": _or_null({"type": "integer"}), "signal": _or_null(COUNT), "oom_kill": FLAG}),
-    "Diagnosis": _object({"summary": TEXT, "remedy": TEXT}),
+    "Diagnosis": _object(
+        {"summary": TEXT, "remedy": TEXT, "arithmetic": _said(_list(TEXT), "the figures behind it")}
+    ),
     "Progress": _object(
         {
             "done": _or_null(NUMBER),
@@ -207,7 +226,18 @@ SCHEMAS: dict[str, Schema] = {
         },
         "the keys of an [engines.NAME] table, and SAGE's names for them; null leaves one out, `name` may be",
     ),
-    "Explanation": _object({"decision": TEXT, "reason": TEXT, "waiting_for": _list(TEXT)}, closed=False),
+    "Explanation": _object(
+        {
+            "decision": TEXT,
+            "reason": TEXT,
+            "waiting_for": _list(TEXT),
+            "arithmetic": _said(_list(TEXT), "the figures behind a refusal or a wait, a line each"),
+            "needed_gb": _or_null(NUMBER, "GiB on the GPU that gives most; null: it needs none"),
+            "devices": _list(_ref("Room")),
+        },
+        closed=False,
+    ),
+    "Room": _ROOM,
     "Event": _EVENT,
     "Events": _object({"events": _list(_ref("Event"))}),
     "Kinds": _object({"kinds": _list(ANY_OBJECT)}),

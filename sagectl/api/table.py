@@ -52,7 +52,7 @@ def _define(path: str, summary: str) -> Route:
 
 ROUTES = (
     Route("GET", "/healthz", plane.healthz, "Is the daemon alive?", {200: "Health"}, level=Level.NOTHING),
-    Route("GET", "/metrics", plane.metrics, "Figures for Prometheus", {200: None}, media="text/plain"),
+    Route("GET", "/metrics", plane.prometheus, "Figures for Prometheus", {200: None}, media="text/plain"),
     Route("GET", "/openapi.json", plane.openapi, "This document", {200: "OpenApi"}),
     Route("GET", f"{_API}/status", plane.status, "The daemon, its engines and the GPUs", {200: "Status"}),
     Route("GET", f"{_API}/gpu", plane.gpu, "The GPUs, and who holds what of them", {200: "Gpu"}),

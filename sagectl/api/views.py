@@ -101,10 +101,11 @@ def _exit_code(status: ExitStatus | None) -> int | None:
     return -status.signal if status.signal is not None else status.code
 
 
-def _diagnosis(engine: Engine) -> dict[str, str] | None:
-    if engine.diagnosis is None:
+def _diagnosis(engine: Engine) -> dict[str, Any] | None:
+    found = engine.diagnosis
+    if found is None:
         return None
-    return {"summary": engine.diagnosis.summary, "remedy": engine.diagnosis.remedy}
+    return {"summary": found.summary, "remedy": found.remedy, "arithmetic": list(found.arithmetic)}
 
 
 def healthy(engine: Engine) -> bool | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sagectl.cli import exits, render
+from sagectl.cli.look import several
+from sagectl.cli.render import Cell, Column
 from sagectl.cli.session import Session, json_option, pass_session, ref_argument
 
 if TYPE_CHECKING:
@@ -118,12 +121,15 @@ def _explanation(engine: Engine, explanation: dict[str, Any], style: render.Styl
     decision = style.state(engine, render.clean(explanation["decision"]))
     reason = render.clean(explanation["reason"])
     yield f"{style.paint(engine['name'], 'bold')}: {decision}{f': {reason}' if reason else ''}"
-    diagnosis = engine["diagnosis"] or {}
+    summary = render.clean((engine["diagnosis"] or {}).get("summary", ""))
     yield from render.properties(
         [
-            ("Diagnosis", render.clean(diagnosis.get("summary", ""))),
+            ("Diagnosis", "" if summary in reason else summary),
+            *several("Figures", explanation.get("arithmetic") or []),
             ("What to do", render.clean(explanation.get("remedy") or "")),
             ("Waits for", ", ".join(explanation["waiting_for"])),
+            ("GPU memory", _needed(explanation)),
+            *several("Placement", explanation.get("placement") or []),
             ("Restarts", _restarts(explanation.get("restarts") or {})),
             ("Command", _command(explanation.get("command") or [])),
             *(("Note", render.clean(note)) for note in explanation.get("notes") or []),
@@ -131,6 +137,9 @@ def _explanation(engine: Engine, explanation: dict[str, Any], style: render.Styl
         style,
         indent=4,
     )
+    if explanation.get("devices") and explanation.get("needed_gb") is not None:
+        yield ""
+        yield from _devices(explanation["devices"], style)
     history = explanation.get("history") or []
     if history:
         yield ""
@@ -138,6 +147,55 @@ def _explanation(engine: Engine, explanation: dict[str, Any], style: render.Styl
             look = {"warning": "yellow", "error": "red"}.get(event["level"], "")
             when = style.paint(render.local_time(event["at"]), "dim")
             yield f"  {when}  {style.paint(render.clean(event['text']) or event['kind'], look)}"
+
+
+_SIZE_FROM = {
+    "gpu_memory": "set by gpu_memory",
+    "learned": "measured in an earlier run",
+    "estimate": "estimated from the model's own files",
+    "assumed": "assumed, as nothing is known of its size",
+}
+
+
+def _needed(explanation: dict[str, Any]) -> str:
+    """`12.0 GiB, estimated from …, on GPU 0`."""
+    if explanation.get("needed_gb") is None:
+        return ""
+    ids = explanation.get("gpu_ids") or []
+    words = [
+        f"{'holds' if ids else 'needs'} {render.gib(explanation['needed_gb'])}",
+        f"on {'each of the GPUs' if len(ids) > 1 else 'GPU'} {', '.join(map(str, ids))}" if ids else "",
+    ]
+    source = explanation.get("size_from") or ""
+    source = _SIZE_FROM.get(source, source)
+    return " ".join(word for word in words if word) + (f", {source}" if source else "")
+
+
+_DEVICES = (
+    Column("GPU", right=True),
+    Column("TOTAL", right=True),
+    Column("FOREIGN", right=True, drop=2),
+    Column("OTHERS HOLD", right=True),
+    Column("KEPT FREE", right=True, drop=3),
+    Column("BUDGET LEFT", right=True, drop=1),
+    Column("FREE", right=True),
+    Column("NEEDED", right=True, drop=4),
+    Column("FITS"),
+)
+
+
+def _devices(devices: list[dict[str, Any]], style: render.Style) -> Iterable[str]:
+    """How each GPU stands to the engine, whose own part counts as free."""
+    rows: list[render.Row] = []
+    for one in devices:
+        sizes = ("total", "foreign", "reserved", "kept_free", "budget_left", "free", "needed")
+        told = [one[f"{size}_gb"] for size in sizes]
+        fits = Cell("yes", "green") if one["fits"] else Cell("no", "yellow")
+        cells = ["" if size is None else render.gib(size) for size in told]
+        rows.append((str(one["gpu_id"]), *cells, fits))
+    width = None if style.width is None else max(1, style.width - 2)
+    for line in render.table(_DEVICES, rows, replace(style, width=width)):
+        yield f"  {line}"
 
 
 def _restarts(restarts: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ def failure_details(
     if diagnosis:
         if diagnosis["summary"] not in engine["reason"]:
             said.append(f"  {render.clean(diagnosis['summary'])}")
+        said += [f"    {render.clean(line)}" for line in diagnosis.get("arithmetic", ())]
         said.append(f"  {style.paint('What to do:', 'bold')} {render.clean(diagnosis['remedy'])}")
     return said + (log_excerpt(session, engine, style, lines) if lines else [])
 

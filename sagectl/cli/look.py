@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     Column("NAME", shrink=12),
-    Column("KIND", drop=3),
-    Column("MODEL", shrink=12, drop=4),
+    Column("KIND", drop=5),
+    Column("MODEL", shrink=12, drop=6),
     Column("STATE"),
     Column("UP", right=True, drop=1),
-    Column("ADDRESS", drop=2),
-    Column("PID", drop=6, right=True),
-    Column("RESTARTS", drop=5, right=True),
+    Column("ADDRESS", drop=4),
+    Column("GPU", drop=2),
+    Column("MEMORY", drop=3, right=True),
+    Column("PID", drop=8, right=True),
+    Column("RESTARTS", drop=7, right=True),
     Column("REASON", shrink=14),
 )
 
@@ -48,6 +50,8 @@ def _row(engine: Engine) -> tuple[str | Cell, ...]:
         Cell(render.state_of(engine), render.state_colour(engine)),
         render.duration(round(up)) if up is not None else "",
         engine["address"] or "",
+        ", ".join(map(str, engine["gpu_ids"] or [])),
+        render.gib(engine["memory_per_gpu_gb"]) if engine["memory_per_gpu_gb"] else "",
         str(engine["pid"] or ""),
         str(engine["restart_count"] or ""),
         "" if settled else render.clean(engine["reason"]),
@@ -163,6 +167,12 @@ def _overview(status: Status, style: render.Style) -> Iterable[str]:
         yield from engine_table(engines, style)
     else:
         yield _NO_ENGINES
+    gpu = status["gpu"]
+    if gpu.get("devices") or gpu.get("trouble") or gpu.get("queue"):
+        from sagectl.cli.gpu_view import summary
+
+        yield ""
+        yield from summary(gpu, style)
 
 
 def _counts(engines: Sequence[Engine], style: render.Style) -> str:
@@ -197,6 +207,7 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("State", state),
         ("Reason", render.clean(engine["reason"])),
         ("Diagnosis", "" if summary in engine["reason"] else render.clean(summary)),
+        *several("Figures", diagnosis.get("arithmetic") or []),
         ("What to do", render.clean(diagnosis.get("remedy", ""))),
         ("Waits for", ", ".join(engine["waiting_for"])),
         ("Wanted", _wanted(engine)),
@@ -204,13 +215,18 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("Address", _address(engine)),
         ("Serves", ", ".join(engine["serves"])),
         ("PID", _pid(engine)),
-        ("GPUs", ", ".join(map(str, engine["gpu_ids"] or []))),
+        ("GPU memory" if engine["memory_per_gpu_gb"] else "GPUs", _gpus(engine)),
         ("Restarts", _restarts(engine)),
         ("Last exit", last_exit_text(engine)),
         ("Labels", ", ".join(f"{key}={value}" for key, value in engine["labels"].items())),
         ("ID", engine["engine_id"] + (" (transient)" if engine["transient"] else "")),
         ("Log", engine["log_path"] or ""),
     ]
+
+
+def several(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Lines under one name, as properties."""
+    return [("" if place else name, render.clean(line)) for place, line in enumerate(lines)]
 
 
 def _wanted(engine: Engine) -> str:
@@ -234,6 +250,20 @@ def _pid(engine: Engine) -> str:
         return ""
     up = engine["uptime_seconds"]
     return str(engine["pid"]) + (f", up {render.duration(round(up))}" if up is not None else "")
+
+
+def _gpus(engine: Engine) -> str:
+    """`20.0 GiB reserved, 18.7 GiB measured on GPU 0`; only the GPUs where nothing is reserved."""
+    ids = engine["gpu_ids"] or []
+    reserved, measured = engine["memory_per_gpu_gb"], engine["measured_memory_gb"]
+    names = ", ".join(map(str, ids))
+    if not reserved:
+        return names
+    if len(ids) == 1:
+        held = "" if measured is None else f", {render.gib(measured)} measured"
+        return f"{render.gib(reserved)} reserved{held} on GPU {names}"
+    most = "" if measured is None else f"; at most {render.gib(measured)} measured"
+    return f"{render.gib(reserved)} reserved on each of the GPUs {names}{most}"
 
 
 def _restarts(engine: Engine) -> str:

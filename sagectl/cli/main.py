@@ -28,6 +28,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "What is going on": {
         "status": "look",
         "list": "look",
+        "gpu": "gpu",
         "logs": "follow",
         "events": "follow",
         "show": "describe",

@@ -106,6 +106,11 @@ def duration(seconds: float) -> str:
     return " ".join(part for part in parts if not part.startswith("0")) or "0s"
 
 
+def gib(size: float) -> str:
+    """A size in GiB, in MiB below one of them: `20.0 GiB`, `512 MiB`, as in the daemon's own sentences."""
+    return f"{round(size * 1024)} MiB" if -1 < size < 1 else f"{size:.1f} GiB"
+
+
 def moment(at: str | float | None) -> datetime | None:
     """An RFC 3339 time or Unix seconds; None where there is none or it is not one."""
     if not at:
@@ -170,6 +175,24 @@ def cut(text: str, width: int | None, *, unicode: bool = True) -> str:
             break
         kept.append(c)
     return "".join(kept) + mark if width > 0 else ""
+
+
+def wrapped(
+    text: str, style: Style, first: str = "", rest: str | None = None, look: str = ""
+) -> Iterable[str]:
+    """`text` broken between words at the terminal's edge. first, rest: what its lines begin with."""
+    lead, follow = first, first if rest is None else rest
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}" if line else word
+        if line and style.width is not None and cells(lead + longer) > style.width:
+            yield lead + style.paint(line, look)
+            lead, line = follow, word
+        else:
+            line = longer
+    if line:
+        room = None if style.width is None else max(0, style.width - cells(lead))
+        yield lead + style.paint(cut(line, room, unicode=style.unicode), look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +277,11 @@ def _line(
 
 
 def properties(pairs: Sequence[tuple[str, str]], style: Style, *, indent: int = 0) -> Iterable[str]:
-    """`name: value` lines with the names aligned to the right; pairs without a value are left out."""
+    """`name: value` lines with the names aligned to the right; pairs without a value are left out.
+
+    A pair without a name goes on with the one before it.
+    """
     kept = [(name, value) for name, value in pairs if value]
     edge = indent + max((cells(name) for name, _ in kept), default=0)
     for name, value in kept:
-        yield f"{style.paint(name.rjust(edge), 'dim')}: {value}"
+        yield f"{style.paint(name.rjust(edge), 'dim')}{':' if name else ' '} {value}"

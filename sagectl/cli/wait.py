@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -31,6 +31,7 @@ PATIENCE = 10.0
 """Seconds for which a daemon that went away (an upgrade, a restart) is waited for."""
 _STREAMED_LOGS = 4
 _SHOWN = 8
+_REASON_LINES = 3
 
 
 @dataclass(slots=True)
@@ -211,6 +212,12 @@ class Wait:
         tail = f" {render.duration(int(self.passed))}" if self.passed >= 1 else ""
         tail += f"  {render.clean(now['reason'])}" if now["reason"] else ""
         room = width - render.cells(head) - len(state)
+        if state == "queued" and render.cells(tail) > room:
+            # Who waits for what is told in full: a start may wait for hours, and the end says for how much.
+            yield head + style.state(now, state) + tail.partition("  ")[0]
+            reason = render.wrapped(render.clean(now["reason"]), replace(style, width=width), "  ")
+            yield from list(reason)[:_REASON_LINES]
+            return
         yield head + style.state(now, state) + render.cut(tail.rstrip(), max(room, 0), unicode=style.unicode)
         if awaited.line and now["substate"] == "starting":
             line = render.cut(f"  {awaited.line}", width, unicode=style.unicode)

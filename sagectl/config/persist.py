@@ -155,7 +155,7 @@ def _engine(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> Eng
     values["spec"] = spec_from_json(values["spec"], kinds)
     values["plan"] = None if values["plan"] is None else _plan_from_json(values["plan"])
     values["process"] = _made(Process, values["process"])
-    values["diagnosis"] = _made(Diagnosis, values["diagnosis"])
+    values["diagnosis"] = _diagnosis(values["diagnosis"])
     values["last_exit"] = _made(ExitStatus, values["last_exit"])
     outcome = values["outcome"]
     values["outcome"] = None if outcome is None else Outcome(Sub(outcome["sub"]), outcome["text"])
@@ -224,6 +224,15 @@ def _checked(cls: type[_T], values: dict[str, Any]) -> _T:
 
 def _made(cls: type[_T], values: Any) -> _T | None:
     return None if values is None else cls(**values)
+
+
+def _diagnosis(values: dict[str, Any] | None) -> Diagnosis | None:
+    if values is None:
+        return None
+    lines = tuple(values.get("arithmetic", ()))  # what an earlier version stored has none
+    if not all(isinstance(line, str) for line in lines):
+        raise TypeError("a line of a diagnosis is no text")
+    return Diagnosis(**{**values, "arithmetic": lines})
 
 
 def _probe_from_json(values: dict[str, Any] | None) -> Probe | None:

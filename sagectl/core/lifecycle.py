@@ -242,7 +242,7 @@ def _preflight_refused(engine: Engine, event: ev.PreflightRefused, now: Moment) 
     if engine.sub is not Sub.PREFLIGHT and not engine.memory_wanted:
         return engine, ()
     refusal = event.refusal
-    diagnosis = Diagnosis(refusal.reason, refusal.remedy, retryable=refusal.retryable)
+    diagnosis = Diagnosis(refusal.reason, refusal.remedy, refusal.retryable, refusal.arithmetic)
     outcome = Outcome(Sub.PREFLIGHT_FAILED, refusal.reason)
     return moves.settle(replace(engine, outcome=outcome, diagnosis=diagnosis), now)
 

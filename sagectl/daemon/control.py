@@ -18,14 +18,16 @@ from sagectl.config.units import describe
 from sagectl.core import dependencies
 from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, State, Sub
+from sagectl.core.ledger import Account
 from sagectl.core.reload import ReloadPlan
 from sagectl.daemon import gpu_report
 from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
 from sagectl.daemon.memory import GpuMemory
+from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.supervisor import Supervisor
-from sagectl.errors import Conflict, InvalidConfig, Problem, Unkept, UnknownEngine
+from sagectl.errors import Conflict, InvalidConfig, Problem, Unkept, UnknownEngine, Unplaceable
 from sagectl.plugin import FileQuery
 from sagectl.system.facts import look_at
 from sagectl.system.journal import Journal
@@ -62,6 +64,7 @@ class Control:
         startup_detail: Callable[[str], str | None],
         commit: Commit,
         memory: GpuMemory,
+        preflight: Preflight,
     ) -> None:
         """
         Args:
@@ -81,6 +84,7 @@ class Control:
         self._startup_detail = startup_detail
         self._commit = commit
         self._memory = memory
+        self._preflight = preflight
 
     # --- Finding --------------------------------------------------------------------------------
 
@@ -176,20 +180,17 @@ class Control:
     async def define(self, body: Mapping[str, Any]) -> Engine:
         """Define a transient engine and start it.
 
-        Raises InvalidConfig with every wrong field, Conflict, and Unkept where it would be forgotten.
+        Raises InvalidConfig with every wrong field, Conflict, Unplaceable where it needs more GPU memory
+        than it could ever have here, and Unkept where it would be forgotten.
         """
         engine_id = self.new_id()
         name = engine_id if body.get("name") is None else body["name"]
         if not isinstance(name, str):
             raise InvalidConfig([Problem("name", f"must be a string, not {describe(name)}")])
         spec = self._spec_from(name, {k: v for k, v in body.items() if k != "name"})
-        if self._supervisor.named(spec.name) is not None:
-            raise Conflict(
-                f"there is an engine {spec.name!r} already",
-                remedy="choose another name, or leave it out",
-                facts={"engine": spec.name},
-            )
         self._check_definition(spec)
+        await self._check_place(spec)
+        self._check_definition(spec)  # again: others may have been defined meanwhile
         engine = Engine(id=engine_id, spec=spec, transient=True)
         self._supervisor.add(engine)
         if not self._commit(at_once=True):
@@ -213,7 +214,26 @@ class Control:
         config = self._reloader.config
         return engine_from_body(name, body, self._kinds.by_name(), config.defaults if config else None)
 
+    async def _check_place(self, spec: EngineSpec) -> None:
+        found = await self._preflight.unplaceable(spec)
+        if found is None:
+            return
+        refusal, asked = found
+        facts = {
+            "engine": spec.name,
+            "needed_gb": gpu_report.needed_gb(self._memory, asked.wanted),
+            "arithmetic": list(refusal.arithmetic),
+            "devices": gpu_report.devices(self._memory, spec, asked),
+        }
+        raise Unplaceable(f"{spec.name} {refusal.reason}", remedy=refusal.remedy, facts=facts)
+
     def _check_definition(self, spec: EngineSpec) -> None:
+        if self._supervisor.named(spec.name) is not None:
+            raise Conflict(
+                f"there is an engine {spec.name!r} already",
+                remedy="choose another name, or leave it out",
+                facts={"engine": spec.name},
+            )
         problems = []
         for other in self._supervisor:
             if spec.port is not None and spec.port in (other.port, other.spec.port):
@@ -289,6 +309,18 @@ class Control:
     def reservations(self) -> list[dict[str, Any]]:
         """The ledger: an entry for each engine and GPU."""
         return gpu_report.reservations(self._memory)
+
+    def accounts(self) -> Sequence[Account]:
+        """Each GPU's account, in bytes."""
+        return self._memory.accounts()
+
+    def budgets(self) -> Mapping[str, int | str]:
+        """Ceilings per GPU by kind: bytes, or a share of the GPU."""
+        return self._memory.settings.budgets
+
+    def queue_length(self) -> int | None:
+        """How many engines wait for GPU memory; None where none is managed."""
+        return len(self._memory.waiting()) if self._memory.managed else None
 
     def measured_gb(self, engine: Engine) -> float | None:
         """What the engine measurably holds on the GPU where that is most, GiB."""

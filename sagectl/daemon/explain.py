@@ -18,6 +18,7 @@ def explanation(engine: Engine, history: Sequence[Entry]) -> dict[str, Any]:
         "reason": engine.reason or reason(engine),
         "waiting_for": list(engine.waiting_for),
         "remedy": engine.diagnosis.remedy if engine.diagnosis else "",
+        "arithmetic": list(engine.diagnosis.arithmetic) if engine.diagnosis else [],
         "desired": engine.desired.value,
         "restarts": restarts(engine),
         "command": list(engine.plan.argv) if engine.plan else [],

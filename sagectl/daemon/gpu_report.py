@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sagectl.core import ledger
-from sagectl.core.engine import Engine
+from sagectl.core.engine import Engine, EngineSpec
 from sagectl.core.gpu import Gpu, GpuProcess
 from sagectl.core.ledger import Account, Entry
-from sagectl.core.placement import Need
+from sagectl.core.placement import Need, Wanted
 from sagectl.core.queueing import in_order
 from sagectl.core.sizes import GIB
+from sagectl.core.sizing import Demand
 from sagectl.daemon.memory import GpuMemory
 
 
@@ -111,12 +112,18 @@ def _queue(memory: GpuMemory) -> list[dict[str, Any]]:
             {
                 "name": one.wanted.name,
                 "priority": one.priority.value,
-                "needed_gb": gb(max(need.size for need in one.wanted.layouts[0].needs)) or None,
+                "needed_gb": needed_gb(memory, one.wanted),
                 "reason": verdict.reason if verdict else "",
                 "waiting_for": list(verdict.names) if verdict else [],
             }
         )
     return found
+
+
+def needed_gb(memory: GpuMemory, wanted: Wanted) -> float | None:
+    """GiB on the GPU that gives most, of the largest GPU where a share is asked for."""
+    largest = max((gpu.total for gpu in memory.reading.gpus), default=0)
+    return gb(max((need.on(largest) for need in wanted.layouts[0].needs), default=0))
 
 
 def explanation(memory: GpuMemory, engine: Engine) -> dict[str, Any]:
@@ -133,12 +140,27 @@ def explanation(memory: GpuMemory, engine: Engine) -> dict[str, Any]:
     accounts = memory.accounts()
     needed = gb(max((need.on(a.gpu.total) for a in accounts), default=need.size))
     return {
+        **_figures(memory, engine),
         "needed_gb": needed,
         "size_from": held.source if held is not None else asked.source if asked is not None else None,
         "gpu_ids": list(held.gpu_ids) if held is not None else [],
         "placement": list(held.reasons) if held is not None else [],
         "devices": [_row(account, engine, need, memory) for account in accounts],
     }
+
+
+def _figures(memory: GpuMemory, engine: Engine) -> dict[str, Any]:
+    """What speaks against it now, where it waits for memory."""
+    verdict = memory.verdicts.get(engine.id)
+    if not engine.memory_wanted or verdict is None or verdict.room is None:
+        return {}
+    return {"arithmetic": list(verdict.room.arithmetic)}
+
+
+def devices(memory: GpuMemory, spec: EngineSpec, asked: Demand) -> list[dict[str, Any]]:
+    """How each GPU stands to an engine that is not defined."""
+    need = asked.wanted.layouts[0].needs[0]
+    return [_row(account, Engine("", spec), need, memory) for account in memory.accounts()]
 
 
 def _row(account: Account, engine: Engine, need: Need | None, memory: GpuMemory) -> dict[str, Any]:

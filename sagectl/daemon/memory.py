@@ -220,7 +220,8 @@ class GpuMemory:
         if not isinstance(found, NoRoom):
             return None
         remedy = "lower `gpu_memory`, the context or the batch, raise the budget, or give it other GPUs"
-        return Refusal(f"can never be placed here: {found.reason}", remedy, found.arithmetic)
+        figures = ("as if nothing else were on the GPUs:", *found.arithmetic)
+        return Refusal(f"can never be placed here: {found.reason}", remedy, figures)
 
     def owned(self, names: Iterable[str]) -> set[int]:
         """The processes of these engines that were last seen on a GPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryE
 from sagectl.system import ports
 from sagectl.system.facts import FactSource
 from sagectl.system.powers import powers
+
+log = logging.getLogger("sagectl.preflight")
 
 LONGEST_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, sun_path's 108 less the final zero."""
@@ -37,6 +40,9 @@ class Gpus(Protocol):
 
     def impossible(self, asked: Demand) -> Refusal | None:
         """Why no waiting could help."""
+
+    def demand(self, engine: Engine, asked: Demand) -> None:
+        """Note what an engine needs."""
 
 
 class Preflight:
@@ -87,15 +93,43 @@ class Preflight:
         request, facts = await self._ask(engine, kind, port)
         if spec.gpus == 0 or not self._gpus.managed:
             return self._planned(kind, request, facts)
+        asked = self._demand(spec, kind, request, facts)
+        if isinstance(asked, Refusal):
+            return asked
+        refusal = self._gpus.impossible(asked)
+        if refusal is not None:
+            self._gpus.demand(engine, asked)  # `explain` shows how much it was
+        return refusal or asked
+
+    def _demand(
+        self, spec: EngineSpec, kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts
+    ) -> Demand | Refusal:
         answer = estimate(kind, request, facts)
         if isinstance(answer, Refusal):
             return answer
         if answer is not None and not isinstance(answer, MemoryEstimate):
             return self._nonsense(kind, answer, "an estimate")
-        asked = demand(spec, answer, self._gpus.learned())
+        return demand(spec, answer, self._gpus.learned())
+
+    async def unplaceable(self, spec: EngineSpec) -> tuple[Refusal, Demand] | None:
+        """Why an engine that is not defined yet could never be placed here, and what it asks for.
+
+        None where it could, or where something else is wrong with it: its preflight then says what.
+        """
+        kind = self._kinds.get(spec.kind)
+        if kind is None or spec.gpus == 0 or not self._gpus.managed:
+            return None
+        try:
+            request, facts = await self._ask(Engine("", spec), kind, None)
+            asked = self._demand(spec, kind, request, facts)
+        except Exception:
+            # A kind may raise anything. The preflight meets it again, with an engine that shows it.
+            log.debug("the size of %s is not known", spec.name, exc_info=True)
+            return None
         if isinstance(asked, Refusal):
-            return asked
-        return self._gpus.impossible(asked) or asked
+            return None
+        refusal = self._gpus.impossible(asked)
+        return None if refusal is None else (refusal, asked)
 
     async def plan(self, engine: Engine) -> Planned | Refusal:
         """The plan and the port of an engine that was checked and given its GPUs."""

@@ -125,6 +125,7 @@ class Runtime:
             self.effects.prober.last_detail,
             self.keeper.flush,
             self.memory,
+            self.preflight,
         )
         self.reloader.starter = self.control
         self.reloader.check = lambda config: self.memory.overdrawn(config.gpu)

@@ -326,11 +326,13 @@ class Diagnosis:
     Args:
         retryable: False where trying again cannot help (a flag that does not exist): the engine
             then fails at once instead of running into its start limit.
+        arithmetic: the figures behind it, a line each.
     """
 
     summary: str
     remedy: str
     retryable: bool = True
+    arithmetic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

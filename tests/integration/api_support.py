@@ -14,7 +14,10 @@ from typing import Any
 
 from sagectl.api.limits import Limits
 from sagectl.api.server import ApiServer
+from sagectl.core import ledger
 from sagectl.core.engine import Desired, Engine, EngineSpec, Process, State, Sub
+from sagectl.core.gpu import Gpu, GpuReading
+from sagectl.core.ledger import Account, Entry, Phase
 from sagectl.core.reload import Change, ReloadPlan
 from sagectl.errors import Conflict, InvalidConfig, Problem, UnknownEngine
 from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Mode
@@ -196,7 +199,10 @@ class FakeControl:
         del self.held[e.id]
 
     def explain(self, e: Engine) -> dict[str, Any]:
-        return {"decision": "running", "reason": "it is", "waiting_for": [], "needed_gb": None, "devices": []}
+        row = {"gpu_id": 0, "total_gb": 24.0, "foreign_gb": 2.0, "reserved_gb": 0.0, "kept_free_gb": 1.0}
+        row |= {"budget_left_gb": None, "free_gb": 21.0, "needed_gb": 4.0, "fits": True}
+        words = {"decision": "running", "reason": "it is", "waiting_for": [], "arithmetic": []}
+        return {**words, "needed_gb": 4.0, "devices": [row]}
 
     def definition(self, e: Engine) -> dict[str, Any]:
         return {"kind": {"value": e.spec.kind, "origin": "sagectl.toml:1"}}
@@ -209,6 +215,21 @@ class FakeControl:
 
     def reservations(self) -> list[dict[str, Any]]:
         return [{"engine": e.name} for e in self.engines() if e.reservation]
+
+    def accounts(self) -> tuple[Account, ...]:
+        gib = 1 << 30
+        gpus = (
+            Gpu(0, "GPU-0", "A card", 24 * gib, 5 * gib, utilization=0.25, temperature=61, power=200.5),
+            Gpu(1, "GPU-1", "A card", 24 * gib, 0, lost="it fell off the bus"),
+        )
+        entry = Entry("chat", "llm", "", 0, 4 * gib, 3 * gib, Phase.RESIDENT)
+        return ledger.accounts(GpuReading("nvml", gpus), [entry], gib)
+
+    def budgets(self) -> dict[str, int | str]:
+        return {"llm": "50%"}
+
+    def queue_length(self) -> int | None:
+        return 2
 
     def gpu(self) -> dict[str, Any]:
         return GPUS

@@ -15,6 +15,7 @@ from sagectl.api.table import ROUTES
 from sagectl.core.engine import Sub
 from sagectl.errors import Problem
 from sagectl.system.journal import Journal
+from tests.exposition import samples
 from tests.integration.api_support import PLAN, Reply, Served, engine, failed, job, running, serving
 
 BASE = "/v1/management"
@@ -238,6 +239,35 @@ async def test_metrics_count_requests_by_route_and_not_by_whatever_was_asked(tmp
         assert 'sagectl_engine_up{engine="chat",kind="exec"} 1' in text
         assert 'sagectl_engine_restarts_total{engine="bad",kind="exec"} 0' in text
         assert "evil" not in text
+
+
+async def test_metrics_tell_of_gpus_in_bytes(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        furnish(served)
+        found = samples((await served.ask("GET", "/metrics")).body.decode())
+    gib, gpu = 1 << 30, 'gpu="0",uuid="GPU-0"'
+    sizes = {"total": 24, "used": 5, "foreign": 2, "reserved": 4, "measured": 3, "free": 17}
+    for name, size in sizes.items():
+        assert found[f"sagectl_gpu_memory_{name}_bytes{{{gpu}}}"] == size * gib
+    assert found[f"sagectl_gpu_utilization_ratio{{{gpu}}}"] == 0.25
+    assert found[f"sagectl_gpu_temperature_celsius{{{gpu}}}"] == 61
+    assert found[f"sagectl_gpu_power_watts{{{gpu}}}"] == 200.5
+    assert found[f"sagectl_gpu_lost{{{gpu}}}"] == 0
+    assert found['sagectl_gpu_lost{gpu="1",uuid="GPU-1"}'] == 1
+    assert 'sagectl_gpu_temperature_celsius{gpu="1",uuid="GPU-1"}' not in found
+    of_engine = '{engine="chat",kind="llm",gpu="0"}'
+    assert found[f"sagectl_engine_gpu_memory_reserved_bytes{of_engine}"] == 4 * gib
+    assert found[f"sagectl_engine_gpu_memory_measured_bytes{of_engine}"] == 3 * gib
+    assert found['sagectl_gpu_budget_bytes{gpu="0",kind="llm"}'] == 12 * gib
+    assert found['sagectl_gpu_budget_held_bytes{gpu="0",kind="llm"}'] == 4 * gib
+    assert found["sagectl_gpu_queue_length"] == 2
+
+
+async def test_a_machine_without_gpus_has_no_figures_of_any(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.control.accounts = lambda: ()  # type: ignore[method-assign]
+        served.control.queue_length = lambda: None  # type: ignore[method-assign]
+        assert "gpu" not in (await served.ask("GET", "/metrics")).body.decode()
 
 
 async def test_the_journal_is_listed_newest_last(tmp_path: Path) -> None:

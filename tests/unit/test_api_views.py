@@ -110,9 +110,9 @@ def test_health_is_a_judgement_or_none(state: State, sub: Sub, healthy: bool | N
     assert shown(replace(READY, state=state, sub=sub))["healthy"] is healthy
 
 
-def test_a_diagnosis_is_summary_and_remedy() -> None:
-    found = shown(replace(READY, diagnosis=Diagnosis("No memory", "Use less")))
-    assert found["diagnosis"] == {"summary": "No memory", "remedy": "Use less"}
+def test_a_diagnosis_is_summary_remedy_and_figures() -> None:
+    found = shown(replace(READY, diagnosis=Diagnosis("No memory", "Use less", arithmetic=("2 > 1",))))
+    assert found["diagnosis"] == {"summary": "No memory", "remedy": "Use less", "arithmetic": ["2 > 1"]}
 
 
 def test_only_jobs_that_were_launched_have_progress_to_read() -> None:

@@ -103,7 +103,7 @@ ENGINE = Engine(
     ready_since=7.0,
     outcome=Outcome(Sub.SIGNAL, "killed"),
     reservation=Reservation((0, 1), (5, 6), (10, 12), 2, 1, 3, "learned", "m|8192", True, 2, ("it fits",)),
-    diagnosis=Diagnosis("sum", "rem", False),
+    diagnosis=Diagnosis("sum", "rem", False, ("1 + 1 = 2",)),
     last_exit=ExitStatus(signal=9, oom_kill=True, oom_detail="process 7 (x)"),
     starts=(1.0, 2.5),
     backoff_until=8.0,
@@ -143,6 +143,12 @@ def test_secrets_are_stored_nowhere() -> None:
     shown = json.dumps(public_spec(spec))
     assert "hush" not in shown
     assert public_spec(spec)["env"] == {"A": "1", "HF_TOKEN": MASK}
+
+
+def test_a_diagnosis_of_an_earlier_version_has_no_figures() -> None:
+    values = json.loads(dump_engine(ENGINE))
+    del values["diagnosis"]["arithmetic"]
+    assert load_engine(json.dumps(values), KINDS).diagnosis == Diagnosis("sum", "rem", False)
 
 
 def test_a_changed_engine_is_not_confused_with_an_earlier_one() -> None:

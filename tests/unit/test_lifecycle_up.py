@@ -121,11 +121,12 @@ def test_a_refused_preflight_fails_with_the_reason():
     Result: failed (preflight); no process was tried; the shim may end.
     """
     play = begun()
-    refusal = Refusal("no model at /m", "download it")
+    refusal = Refusal("no model at /m", "download it", ("0 of 3 files",))
     assert play >> PreflightRefused(1, refusal) << ReleaseShim() << "failed (preflight)"
     assert play.engine.reason == "no model at /m"
     assert play.engine.diagnosis is not None
     assert play.engine.diagnosis.remedy == "download it"
+    assert play.engine.diagnosis.arithmetic == ("0 of 3 files",)
 
 
 def test_a_refusal_that_may_pass_is_tried_again():
