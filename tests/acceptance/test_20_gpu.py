@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -11,6 +12,8 @@ import pytest
 
 from tests.acceptance.gpus import Gpu, gpus
 from tests.acceptance.harness import Daemon, await_end, kill
+
+CPUS = sorted(os.sched_getaffinity(0))
 
 
 @pytest.fixture
@@ -278,6 +281,54 @@ def test_a_measured_peak_is_what_the_next_start_asks_for(gpu: Gpu) -> None:
     again = gpu.daemon.until("chat", lambda e: e["substate"] == "ready" and e["pid"] != chat["pid"])
     assert again["memory_per_gpu_gb"] == pytest.approx(5000 / 1024 * 1.03, abs=0.01)
     assert gpu.daemon.json("explain", "chat")["size_from"] == "learned"
+
+
+def test_a_planned_restart_waits_for_a_neighbour_that_loads(gpu: Gpu) -> None:
+    """Scenario 20.15: while an engine loads, a reload changes what its neighbour on the GPU is launched with.
+
+    Result: the neighbour is restarted only once the load is over, which is not disturbed.
+    """
+    go = gpu.daemon.home / "go"
+
+    def configure(version: str) -> None:
+        gpu.daemon.configure(
+            gpus()
+            + gpu.engine("old", 100, gpu_memory='"4GiB"', env={"VERSION": version})
+            + gpu.engine("new", 100, "--until", str(go), gpu_memory='"4GiB"', autostart=False)
+        )
+
+    configure("1")
+    gpu.daemon.start()
+    [old] = gpu.daemon.until_ready("old")
+    gpu.daemon.client.start("new")
+    gpu.daemon.until_state("new", "starting")
+    configure("2")
+    assert gpu.daemon.client.reload()["restarts"] == [{"name": "old", "keys": ["env.VERSION"]}]
+    assert gpu.daemon.client.engine("old")["pid"] == old["pid"]
+    go.touch()
+    gpu.daemon.until_ready("new")
+    gpu.daemon.until("old", lambda e: e["substate"] == "ready" and e["pid"] != old["pid"])
+    ids = {(e["engine"], e["kind"]): e["id"] or 0 for e in gpu.daemon.events}
+    assert ids["new", "ready"] < ids["old", "exited"]
+    assert gpu.tell("old", "env", "VERSION") == "2"
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="one CPU is no choice")
+def test_an_engine_runs_on_the_cpus_next_to_its_gpu(gpu: Gpu) -> None:
+    """Scenario 20.16: two GPUs on two NUMA nodes, an engine on each, and one with CPUs of its own choice.
+
+    Result: each runs on its GPU's node; what the user says wins.
+    """
+    gpu.daemon.configure(
+        gpus(2, numa=[0, 1])
+        + gpu.engine("near", 10, gpu_memory='"2GiB"', gpu_ids=[0])
+        + gpu.engine("far", 10, gpu_memory='"2GiB"', gpu_ids=[1])
+        + gpu.engine("own", 10, gpu_memory='"2GiB"', gpu_ids=[1], cpu_affinity=f'"{CPUS[0]}"')
+    )
+    gpu.daemon.start()
+    pids = [engine["pid"] or 0 for engine in gpu.daemon.until_ready("near", "far", "own")]
+    half = len(CPUS) // 2
+    assert [sorted(os.sched_getaffinity(pid)) for pid in pids] == [CPUS[:half], CPUS[half:], CPUS[:1]]
 
 
 # --- What goes wrong ----------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """An engine that holds memory of simulated GPUs, and does with it what it is asked over HTTP.
 
-    gpu.py --port P --device-module PATH [--hold MIB] [--load SECONDS] [--fail-once FILE]
+    gpu.py --port P --device-module PATH [--hold MIB] [--load SECONDS | --until FILE] [--fail-once FILE]
 
 It holds MIB on each GPU that it sees before it listens. GET / answers with its pid. /hold/GPU/MIB takes
 more, 507 where there is no more; /free gives all of that back; /fork/GPU/MIB takes it in a child, with whose
@@ -95,7 +95,8 @@ def main() -> None:
             time.sleep(0.02)
         print("Error in memory profiling. Initial free memory", flush=True)
         sys.exit(1)
-    while time.monotonic() < until:
+    go = value("--until")
+    while time.monotonic() < until or (go and not Path(go).exists()):
         print("loading", flush=True)
         time.sleep(0.05)
     HTTPServer(("127.0.0.1", int(value("--port"))), Handler).serve_forever()
