@@ -52,6 +52,7 @@ def imported(daemon: FakeDaemon, *words: str) -> set[str]:
         ("kinds",),
         ("engine", "list"),
         ("reset-failed",),
+        ("estimate", "--help"),
     ],
 )
 def test_a_call_on_a_running_daemon_imports_nothing_heavy(daemon: FakeDaemon, words: tuple[str, ...]) -> None:

@@ -55,6 +55,8 @@ ENCODERS = frozenset(
     {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "electra", "albert", "camembert"}
     | {"nomic_bert", "new", "modernbert", "deberta-v2"}
 )
+MOST_LAYERS = 1000
+"""A config.json that says more means something else."""
 _NESTED = ("text_config", "llm_config", "language_config")
 
 
@@ -165,7 +167,7 @@ def from_config(config: Any, documents: Mapping[str, Any] | None = None) -> Arch
     layers = _number(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     hidden = _number(text, "hidden_size", "n_embd", "d_model", "dim")
     heads = _number(text, "num_attention_heads", "n_head", "n_heads")
-    if not layers or not hidden or not heads:
+    if not layers or not hidden or not heads or layers > MOST_LAYERS:
         return None
     encoder = kind in ENCODERS
     quantisation = _quantisation(config, text, documents or {})
@@ -209,7 +211,9 @@ def max_positions(text: Mapping[str, Any]) -> int | None:
         return min(found)
     scaled = {"longrope", "su", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
     factors = [
-        float(one.get("factor") or 1) for one, kind in zip(rope, kinds, strict=True) if kind not in scaled
+        float(factor)
+        for one, kind in zip(rope, kinds, strict=True)
+        if kind not in scaled and isinstance(factor := one.get("factor"), int | float) and 0 < factor < 2**20
     ]
     return int(min(found) * max(factors, default=1.0))
 
@@ -240,7 +244,7 @@ def _number(values: Mapping[str, Any], *keys: str) -> int | None:
     """The first of these keys that holds a positive whole number."""
     for key in keys:
         value = values.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**53:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 2**40:
             return int(value)
     return None
 
@@ -345,7 +349,7 @@ def _experts(text: Mapping[str, Any], layers: int) -> Experts | None:
         layer
         for layer in range(layers)
         if layer >= first
-        and not (isinstance(dense, Sequence) and layer in dense)
+        and not (isinstance(dense, list) and layer in dense)
         and (layer + 1) % step == 0
         and layer % frequency == 0
     )

@@ -183,7 +183,7 @@ def _count(
         layer = layers.setdefault(number, _Layer())
         layer.linear += count if len(tensor.shape) > 1 and what != "copied" else 0
         _add(layer, what, size, _kv_share(name, architecture))
-    numbers = range(architecture.layers if architecture else max(layers, default=-1) + 1)
+    numbers = range(architecture.layers) if architecture else sorted(layers)
     skipped = sizes["skipped"]
     return Weights(
         layers=tuple(_frozen(layers.get(number)) for number in numbers),
