@@ -107,7 +107,9 @@ def duration(seconds: float) -> str:
 
 
 def gib(size: float) -> str:
-    """A size in GiB, in MiB below one of them: `20.0 GiB`, `512 MiB`, as in the daemon's own sentences."""
+    """A size in GiB, in MiB below one of them, as in the daemon's own sentences: `20.0 GiB`, `512 MiB`."""
+    if not size:
+        return "0 GiB"
     return f"{round(size * 1024)} MiB" if -1 < size < 1 else f"{size:.1f} GiB"
 
 

@@ -138,7 +138,9 @@ class GpuMemory:
         while True:
             pause = SOON if self._releases else INTERVAL if self.managed else UNMANAGED
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kicked.wait(), pause)
+                # Not wait_for: of Python 3.11 it may forget that we are cancelled.
+                async with asyncio.timeout(pause):
+                    await self._kicked.wait()
             self._kicked.clear()
             try:
                 await self._measure()
