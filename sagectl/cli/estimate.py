@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sagectl.plugin import EngineKind, MemoryEstimate, Shape
 
 GIB = 1 << 30
+PATIENCE = 3.0
+"""Seconds for the GPU driver to answer."""
 KEPT_FREE = GIB
 """What sagectl leaves free on each GPU unless `[gpu] reserve` says otherwise."""
 COMMON = {16: "T4, V100", 24: "RTX 4090, A10, L4", 48: "L40S, RTX A6000", 80: "A100, H100", 141: "H200"}
@@ -252,7 +254,7 @@ def _cards(session: Session, sizes: Sequence[int]) -> list[Card]:
             Card(gib(size), size, max(0, size - KEPT_FREE), sum(other >= size for other in sizes))
             for size in sorted(set(sizes))
         ]
-    devices = _of_daemon(session)
+    devices = _of_daemon(session) or _of_machine()
     if not devices:
         return [Card(f"{n} GiB ({of})", n * GIB, n * GIB - KEPT_FREE) for n, of in COMMON.items()]
     free = [round(device["memory_free_gb"] * GIB) for device in devices]
@@ -274,6 +276,30 @@ def _of_daemon(session: Session) -> list[Mapping[str, Any]]:
     except errors.SagectlError:
         return []
     return [device for device in found if not device.get("lost")]
+
+
+def _of_machine() -> list[Mapping[str, Any]]:
+    """The GPUs as the driver shows them; what they hold now is foreign."""
+    from pathlib import Path
+
+    from sagectl.config.settings import GpuSettings
+    from sagectl.system.gpus import Gpus
+
+    gpus = Gpus(GpuSettings(backend="nvml"), Path("/nonexistent"))
+    try:
+        found = gpus.read(PATIENCE).gpus
+    finally:
+        gpus.close()
+    return [
+        {
+            "gpu_id": gpu.index,
+            "name": gpu.name,
+            "memory_total_gb": gpu.total / GIB,
+            "memory_free_gb": (gpu.total - gpu.used - KEPT_FREE) / GIB,
+        }
+        for gpu in found
+        if not gpu.lost
+    ]
 
 
 def _fit(card: Card, found: MemoryEstimate) -> Fit:

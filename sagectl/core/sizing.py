@@ -66,7 +66,8 @@ def demand(spec: EngineSpec, estimate: MemoryEstimate | None, learned: Mapping[s
     itself = f"{spec.group or spec.name}|{spec.model or ''}"
     filed_under = estimate.filed_under if estimate is not None else itself
     elastic = estimate is not None and estimate.elastic
-    found = [_layout(spec, shape, filed_under, elastic, learned) for shape in fitting] or [
+    share = estimate.share if estimate is not None else None
+    found = [_layout(spec, shape, filed_under, elastic, learned, share) for shape in fitting] or [
         _unknown(spec, count or 1, filed_under, learned)
     ]
     source = found[0][1]
@@ -98,10 +99,15 @@ def _user(spec: EngineSpec) -> Need | None:
 
 
 def _layout(
-    spec: EngineSpec, shape: Shape, filed_under: str, elastic: bool, learned: Mapping[str, int]
+    spec: EngineSpec,
+    shape: Shape,
+    filed_under: str,
+    elastic: bool,
+    learned: Mapping[str, int],
+    share: float | None,
 ) -> tuple[Layout, str]:
     tensor, pipeline = shape.tensor_parallel, shape.pipeline_parallel
-    chosen = _user(spec)
+    chosen = _user(spec) or (None if share is None else Need(share=share))
     if chosen is not None:
         return Layout((chosen,) * len(shape.ranks), tensor, pipeline), "gpu_memory"
     peak = learned.get(footprint_key(spec.kind, filed_under, tensor, pipeline)) if filed_under else None

@@ -94,6 +94,8 @@ class Preflight:
         if spec.gpus == 0 or not self._gpus.managed:
             return self._planned(kind, request, facts)
         asked = self._demand(spec, kind, request, facts)
+        if asked is None:
+            return self._planned(kind, request, facts)
         if isinstance(asked, Refusal):
             return asked
         refusal = self._gpus.impossible(asked)
@@ -103,12 +105,15 @@ class Preflight:
 
     def _demand(
         self, spec: EngineSpec, kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts
-    ) -> Demand | Refusal:
+    ) -> Demand | Refusal | None:
+        """What it needs of GPUs; None where it can use none, whatever it was given."""
         answer = estimate(kind, request, facts)
         if isinstance(answer, Refusal):
             return answer
         if answer is not None and not isinstance(answer, MemoryEstimate):
             return self._nonsense(kind, answer, "an estimate")
+        if answer is not None and answer.shapes and not answer.shapes[0].ranks:
+            return None
         return demand(spec, answer, self._gpus.learned())
 
     async def unplaceable(self, spec: EngineSpec) -> tuple[Refusal, Demand] | None:
@@ -126,7 +131,7 @@ class Preflight:
             # A kind may raise anything. The preflight meets it again, with an engine that shows it.
             log.debug("the size of %s is not known", spec.name, exc_info=True)
             return None
-        if isinstance(asked, Refusal):
+        if asked is None or isinstance(asked, Refusal):
             return None
         refusal = self._gpus.impossible(asked)
         return None if refusal is None else (refusal, asked)

@@ -14,7 +14,7 @@ from sagectl.daemon.memory import GpuMemory
 class Meter:
     """A machine without GPUs."""
 
-    def read(self) -> GpuReading:
+    def read(self, patience: float | None = None) -> GpuReading:
         return GpuReading("none")
 
     def environment(self) -> dict[str, str]:

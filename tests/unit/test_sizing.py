@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,13 @@ def test_where_the_size_comes_from(
 def test_a_share_is_one_of_whichever_gpu_it_becomes() -> None:
     [need] = asked(ONE, gpu_memory="40%").wanted.layouts[0].needs
     assert [need.on(total * GIB) for total in (10, 80)] == [4 * GIB, 32 * GIB]
+
+
+def test_a_share_that_the_engine_takes_anyhow_is_reserved() -> None:
+    [need] = asked(replace(ONE, share=0.5)).wanted.layouts[0].needs
+    assert need.on(80 * GIB) == 40 * GIB
+    [need] = asked(replace(ONE, share=0.5), gpu_memory=3 * GIB).wanted.layouts[0].needs
+    assert need.on(80 * GIB) == 3 * GIB
 
 
 def test_every_layout_is_asked_for_in_the_kinds_order_where_the_user_leaves_it_open() -> None:
