@@ -131,7 +131,8 @@ def test_a_job_that_fails_says_why_in_its_kinds_words(counting: Daemon) -> None:
     counting.start()
     failed = counting.until_state("tally", "failed")
     assert (failed["substate"], failed["last_exit_code"], failed["restart_count"]) == ("exit-code", 4, 0)
-    assert failed["diagnosis"] == {"summary": "It miscounted", "remedy": "Take `fail_at` out."}
+    told = {"summary": "It miscounted", "remedy": "Take `fail_at` out.", "arithmetic": []}
+    assert failed["diagnosis"] == told
     status = counting.cli("status", "tally")
     assert status.returncode == 3
     assert "It miscounted" in status.stdout
