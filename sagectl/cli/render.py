@@ -269,8 +269,9 @@ def _line(
     parts: list[str] = []
     room = style.width
     for place, (i, cell) in enumerate(zip(shown, row, strict=True)):
-        text = cut(cell.text, widths[i] if room is None else min(widths[i], room), unicode=style.unicode)
-        pad = " " * (widths[i] - cells(text))
+        width = widths[i] if room is None else min(widths[i], room)
+        text = cut(cell.text, width, unicode=style.unicode)
+        pad = " " * (width - cells(text))
         last = place == len(shown) - 1
         painted = style.paint(text, cell.look)
         parts.append(pad + painted if columns[i].right else painted if last else painted + pad)
