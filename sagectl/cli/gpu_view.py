@@ -23,9 +23,9 @@ INDENT = "  "
 def lines(gpus: Figures, style: Style) -> Iterator[str]:
     """All of it: GPU by GPU, then the queue."""
     if gpus["trouble"]:
-        yield style.paint(f"Trouble: {render.clean(gpus['trouble'])}", "red")
+        yield from wrapped(f"Trouble: {render.clean(gpus['trouble'])}", style, look="red")
         if gpus["devices"]:
-            yield "The figures below are the last ones known."
+            yield from wrapped("The figures below are the last ones known.", style)
         yield ""
     if not gpus["devices"]:
         yield from none_managed(gpus, style)
@@ -219,7 +219,7 @@ def _engines(device: Figures, style: Style) -> Iterator[str]:
         row = (entry["name"], entry["engine_kind"], entry["phase"], gib(entry["reserved_gb"]), measured)
         rows.append((*row, Cell(f"{_mark(style)} {remark}" if remark else "", "yellow")))
     if not rows:
-        yield style.paint(f"{INDENT}No engine holds memory of it.", "dim")
+        yield from wrapped("No engine holds memory of it.", style, INDENT, look="dim")
     yield from _indented(_ENGINES, rows, style)
     if device["attribution"] == "difference":
         text = "By difference: the driver shows no processes here, as in a container."
@@ -284,20 +284,27 @@ def _indented(columns: Sequence[Column], rows: Sequence[render.Row], style: Styl
 
 def queue_lines(queue: Sequence[Figures], style: Style) -> Iterator[str]:
     """Who waits for memory, the next one first, and why; nothing is cut."""
-    yield style.paint("Waiting for GPU memory, the next one first", "bold")
+    yield from wrapped("Waiting for GPU memory, the next one first", style, look="bold")
     for place, one in enumerate(queue, 1):
         head = f"{INDENT}{place}. "
         needs = f", needs {gib(one['needed_gb'])}" if one["needed_gb"] else ""
-        name = style.paint(one["name"], "yellow")
-        yield f"{head}{name}  priority {one['priority']}{needs}"
+        name = render.cut(one["name"], _room(style, head), unicode=style.unicode)
+        rest = f"  priority {one['priority']}{needs}"
+        rest = render.cut(rest, _room(style, head + name), unicode=style.unicode)
+        yield f"{head}{style.paint(name, 'yellow')}{rest}"
         if one["reason"]:
             yield from wrapped(render.clean(one["reason"]), style, " " * len(head), " " * len(head))
+
+
+def _room(style: Style, before: str) -> int | None:
+    """The columns that are left on a line."""
+    return None if style.width is None else max(0, style.width - render.cells(before))
 
 
 def summary(gpus: Figures, style: Style) -> Iterator[str]:
     """The overview's part: a line a GPU, then who waits."""
     if gpus.get("trouble"):
-        yield style.paint(f"GPUs: {render.clean(gpus['trouble'])}", "red")
+        yield from wrapped(f"GPUs: {render.clean(gpus['trouble'])}", style, look="red")
     rows: list[render.Row] = []
     for device in gpus["devices"]:
         free = device["memory_free_gb"]
@@ -337,7 +344,7 @@ def _packed(parts: Sequence[str], style: Style, indent: int, gap: str = ", ") ->
     room = None if style.width is None else max(1, style.width - indent)
     line = ""
     for part in parts:
-        short = render.cut(part, room, unicode=style.unicode)
+        short = render.cut(part, None if room is None else room - len(gap.rstrip()), unicode=style.unicode)
         longer = f"{line}{gap}{short}" if line else short
         if line and room is not None and render.cells(longer + gap.rstrip()) > room:
             yield line + gap.rstrip()

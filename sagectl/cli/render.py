@@ -6,7 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sagectl.client import Engine
 
 GAP = "  "
+UNBROKEN = ("Command", "Log", "Address", "ID", "State")
 _SGR = {"green": "32", "yellow": "33", "red": "31", "dim": "2", "bold": "1", "cyan": "36"}
 _STATE_COLOURS = {
     "active": "green",
@@ -268,8 +269,9 @@ def _line(
     parts: list[str] = []
     room = style.width
     for place, (i, cell) in enumerate(zip(shown, row, strict=True)):
-        text = cut(cell.text, widths[i] if room is None else min(widths[i], room), unicode=style.unicode)
-        pad = " " * (widths[i] - cells(text))
+        width = widths[i] if room is None else min(widths[i], room)
+        text = cut(cell.text, width, unicode=style.unicode)
+        pad = " " * (width - cells(text))
         last = place == len(shown) - 1
         painted = style.paint(text, cell.look)
         parts.append(pad + painted if columns[i].right else painted if last else painted + pad)
@@ -281,9 +283,17 @@ def _line(
 def properties(pairs: Sequence[tuple[str, str]], style: Style, *, indent: int = 0) -> Iterable[str]:
     """`name: value` lines with the names aligned to the right; pairs without a value are left out.
 
-    A pair without a name goes on with the one before it.
+    A pair without a name goes on with the one before it. Sentences are broken between words; what people
+    copy (`UNBROKEN`) is left to the terminal.
     """
     kept = [(name, value) for name, value in pairs if value]
     edge = indent + max((cells(name) for name, _ in kept), default=0)
     for name, value in kept:
-        yield f"{style.paint(name.rjust(edge), 'dim')}{':' if name else ' '} {value}"
+        head = f"{style.paint(name.rjust(edge), 'dim')}{':' if name else ' '} "
+        hanging = " " * (edge + 2)
+        room = style if style.width is None or style.width >= 2 * len(hanging) else replace(style, width=None)
+        if name in UNBROKEN or style.width is None or edge + 2 + cells(value) <= style.width:
+            yield head + value
+        else:
+            first, *rest = wrapped(value, room, hanging)
+            yield from (head + first[len(hanging) :], *rest)

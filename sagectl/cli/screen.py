@@ -11,6 +11,7 @@ from typing import Any
 
 _ENTER = "\x1b[?1049h\x1b[?25l"
 _LEAVE = "\x1b[?25h\x1b[?1049l"
+_USUAL_ROWS = 24
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -70,6 +71,7 @@ class Screen:
 
 def _rows() -> int:
     try:
-        return max(2, os.get_terminal_size(sys.stdout.fileno()).lines)
+        # 0 where nobody told the terminal its size, as on a serial line.
+        return max(2, os.get_terminal_size(sys.stdout.fileno()).lines or _USUAL_ROWS)
     except (OSError, ValueError):
-        return 24
+        return _USUAL_ROWS

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu_figures import device, gpus
 from tests.integration.cli_daemon import READY, FakeDaemon, engine
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,7 @@ sys.stderr.write("\\n" + json.dumps([code, sorted(sys.modules)]))
 def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     daemon = FakeDaemon(tmp_path / "s", [engine("chat", **READY)])
     daemon.answers["kinds"] = 200, {"kinds": []}
+    daemon.answers["gpu"] = 200, gpus(device())
     daemon.logs["chat"] = b"one\n"
     yield daemon
     daemon.close()
@@ -45,6 +47,7 @@ def imported(daemon: FakeDaemon, *words: str) -> set[str]:
         ("status",),
         ("status", "chat"),
         ("list",),
+        ("gpu",),
         ("start", "chat"),
         ("events",),
         ("logs", "chat"),
