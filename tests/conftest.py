@@ -9,7 +9,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Machines are shared: how long one example takes says nothing about the code.
+hypothesis.settings.register_profile("sagectl", deadline=None)
+hypothesis.settings.load_profile("sagectl")
 
 INTERPRETER = "SAGECTL_TRANSFORMERS_PYTHON"
 VLLM_INTERPRETER = "SAGECTL_VLLM_PYTHON"

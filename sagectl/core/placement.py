@@ -9,7 +9,8 @@ to where the choice is the best there is; a place that exists is always found.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sagectl.core.gpu import Gpu
@@ -102,7 +103,8 @@ class NoRoom:
 def place(wanted: Wanted, rooms: Sequence[Room]) -> Placement | NoRoom:
     """The best place for a request on these GPUs, or the figures that speak against it.
 
-    The first layout that fits anywhere wins; if none does, the answer is about the one that lacks least.
+    The first layout that fits anywhere wins, unless its tensor parallelism would go over slow links there and
+    a later one on as many GPUs does without; if none fits, the answer is about the one that lacks least.
     """
     rooms = sorted(rooms, key=lambda room: room.gpu.index)
     refused: list[tuple[Layout, NoRoom]] = []
@@ -110,6 +112,7 @@ def place(wanted: Wanted, rooms: Sequence[Room]) -> Placement | NoRoom:
         answer = _lay_out(wanted, layout, rooms)
         if isinstance(answer, Placement):
             passed = [f"{_called(one)} does not fit: it {no.reason}" for one, no in refused]
+            answer = _better_linked(wanted, answer, rooms) or answer
             return replace(answer, reasons=(*answer.reasons, *passed))
         refused.append((layout, answer))
     if not refused:
@@ -119,6 +122,36 @@ def place(wanted: Wanted, rooms: Sequence[Room]) -> Placement | NoRoom:
     if len(refused) == 1:
         return least
     return replace(least, reason=f"{least.reason}; of {len(refused)} layouts {_called(layout)} lacks least")
+
+
+def _better_linked(wanted: Wanted, found: Placement, rooms: Sequence[Room]) -> Placement | None:
+    """Another layout on as many GPUs, whose tensor-parallel stages are linked, where this one's are not.
+
+    vLLM's advice for GPUs without NVLink: divide the layers among them rather than each layer, since the
+    pipeline sends far less (docs, "Parallelism and scaling").
+    """
+    gpus = {room.gpu.index: room.gpu for room in rooms}
+    if _linked(found, gpus):
+        return None
+    for layout in wanted.layouts[wanted.layouts.index(found.layout) + 1 :]:
+        if len(layout.needs) != len(found.layout.needs):
+            continue
+        answer = _lay_out(wanted, layout, rooms)
+        if isinstance(answer, Placement) and _linked(answer, gpus):
+            why = (
+                f"{_called(layout)} rather than {_called(found.layout)}: no {found.layout.tensor_parallel} "
+                "GPUs with room are linked by NVLink"
+            )
+            return replace(answer, reasons=(*answer.reasons, why))
+    return None
+
+
+def _linked(placement: Placement, gpus: Mapping[int, Gpu]) -> bool:
+    """Every tensor-parallel stage is on GPUs that are all linked with each other."""
+    ids, width = placement.gpu_ids, placement.layout.tensor_parallel
+    stages = (ids[at : at + width] for at in range(0, len(ids), width))
+    pairs = (pair for stage in stages for pair in itertools.combinations(stage, 2))
+    return all(_hop(gpus[one], gpus[other]) == LINKED for one, other in pairs)
 
 
 def _called(layout: Layout) -> str:

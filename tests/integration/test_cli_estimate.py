@@ -138,7 +138,7 @@ def test_the_gpus_are_the_daemons_where_one_answers(home: Path, tmp_path: Path, 
         200,
         {
             "devices": [
-                {"gpu_id": 0, "name": "H100", "memory_total_gb": 80.0, "memory_free_gb": 10.0, "lost": None},
+                {"gpu_id": 0, "name": "H100", "memory_total_gb": 80.0, "memory_free_gb": 1.0, "lost": None},
                 {"gpu_id": 1, "name": "H100", "memory_total_gb": 80.0, "memory_free_gb": 79.0, "lost": None},
                 {
                     "gpu_id": 2,

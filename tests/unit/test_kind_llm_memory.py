@@ -117,9 +117,9 @@ def test_automatic_parallelism_prefers_few_gpus() -> None:
     auto = vllm(tensor_parallel_size="auto")
     found = estimated(request(auto))
     layouts = [(shape.tensor_parallel, shape.pipeline_parallel) for shape in found.shapes]
-    assert layouts[:4] == [(1, 1), (2, 1), (4, 1), (4, 2)]
+    assert layouts[:6] == [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4)]
     assert any("28 attention heads" in note for note in found.notes)
-    assert [s.tensor_parallel for s in estimated(request(auto, gpus=2)).shapes] == [2]
+    assert [s.tensor_parallel for s in estimated(request(auto, gpus=2)).shapes] == [2, 1]
     both = vllm(tensor_parallel_size="auto", pipeline_parallel_size=2)
     assert all(shape.pipeline_parallel == 2 for shape in estimated(request(both)).shapes)
 

@@ -440,3 +440,47 @@ def test_the_arithmetic_has_a_line_for_each_gpu():
 
 def test_without_a_layout_there_is_no_place():
     assert refusal(machine(24)).reason == "has no layout over GPUs"
+
+
+# --- Tensor or pipeline parallelism --------------------------------------------------------------
+
+
+def two_ways() -> Wanted:
+    """Two GPUs, each layer on both, or half of the layers on each."""
+    needs = (Need(8 * GIB),) * 2
+    return Wanted("chat", "llm", (Layout(needs, 2, 1), Layout(needs, 1, 2)))
+
+
+def a_machine(links: tuple[tuple[int, ...], ...], *free: int) -> list[Room]:
+    found = []
+    for index, size in enumerate(free):
+        peers = {peer for group in links if index in group for peer in group} - {index}
+        gpu = Gpu(index, f"u{index}", "g", 24 * GIB, 0, peers=frozenset(peers))
+        found.append(Room(gpu, size * GIB))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("links", "free", "tensor", "gpu_ids"),
+    [
+        (((0, 1),), (20, 20), 2, {0, 1}),
+        ((), (20, 20), 1, {0, 1}),  # no NVLink: the pipeline sends less
+        (((0, 1),), (4, 20, 20), 1, {1, 2}),  # the linked ones have no room
+        (((0, 1), (2, 3)), (4, 20, 20, 20), 2, {2, 3}),
+    ],
+)
+def test_layers_are_divided_where_gpus_are_linked(
+    links: tuple[tuple[int, ...], ...], free: tuple[int, ...], tensor: int, gpu_ids: set[int]
+) -> None:
+    found = place(two_ways(), a_machine(links, *free))
+    assert isinstance(found, Placement)
+    assert (found.layout.tensor_parallel, set(found.gpu_ids)) == (tensor, gpu_ids)
+    told = any("rather than tensor × pipeline parallelism 2 × 1" in reason for reason in found.reasons)
+    assert told == (tensor == 1)
+
+
+def test_a_layout_that_the_user_chose_is_kept_without_links() -> None:
+    wanted = replace(two_ways(), layouts=two_ways().layouts[:1])
+    found = place(wanted, a_machine((), 20, 20))
+    assert isinstance(found, Placement)
+    assert found.layout.tensor_parallel == 2

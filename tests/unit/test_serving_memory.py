@@ -195,19 +195,33 @@ def chosen(name: str, gpus: int | None = None, **changes: Any) -> list[tuple[int
     return [(tensor, pipeline) for tensor, pipeline, _ in parallel.choices(model(name, **changes)[0], gpus)]
 
 
+def first_of(name: str) -> list[tuple[int, int]]:
+    """The first way for each number of GPUs."""
+    found: dict[int, tuple[int, int]] = {}
+    for tensor, pipeline in chosen(name):
+        found.setdefault(tensor * pipeline, (tensor, pipeline))
+    return list(found.values())
+
+
 def test_tensor_parallelism_comes_first_and_few_gpus() -> None:
-    assert chosen("Llama-3.1-70B")[:4] == [(1, 1), (2, 1), (4, 1), (8, 1)]
-    assert chosen("Llama-3.1-70B", 4) == [(4, 1)]
-    assert chosen("Llama-3.1-70B", 16) == [(8, 2)]
-    assert chosen("Qwen2.5-0.5B-Instruct")[:4] == [(1, 1), (2, 1), (2, 2), (2, 4)]  # 14 heads
-    assert chosen("Qwen2.5-7B-Instruct")[:4] == [(1, 1), (2, 1), (4, 1), (4, 2)]  # 28 heads
+    assert first_of("Llama-3.1-70B")[:4] == [(1, 1), (2, 1), (4, 1), (8, 1)]
+    assert chosen("Llama-3.1-70B", 16)[0] == (8, 2)
+    assert first_of("Qwen2.5-0.5B-Instruct")[:4] == [(1, 1), (2, 1), (2, 2), (2, 4)]  # 14 heads
+    assert first_of("Qwen2.5-7B-Instruct")[:4] == [(1, 1), (2, 1), (4, 1), (4, 2)]  # 28 heads
     assert chosen("Llama-3.2-3B", 3) == [(1, 3)]  # 24 heads can be divided by 3, 8 of keys cannot
-    assert chosen("Llama-3.1-8B", 6) == [(2, 3)]
+    assert chosen("Llama-3.1-8B", 6) == [(2, 3), (1, 6)]
+
+
+def test_every_other_way_to_use_as_many_gpus_comes_after_the_widest() -> None:
+    """Placement takes one of these where the GPUs are not linked."""
+    assert chosen("Llama-3.1-70B", 4) == [(4, 1), (2, 2), (1, 4)]
+    ways = list(parallel.choices(model("Llama-3.1-70B")[0], 4))
+    assert [why for *_, why in ways] == ["tensor 4", "", ""]
 
 
 def test_groups_of_quantised_weights_are_not_torn_apart() -> None:
     # https://github.com/QwenLM/Qwen3-VL/issues/231: 29568 / 128 is odd, which is why it was padded.
-    assert chosen("Qwen2.5-72B-Instruct-AWQ")[:4] == [(1, 1), (2, 1), (4, 1), (8, 1)]
+    assert first_of("Qwen2.5-72B-Instruct-AWQ")[:4] == [(1, 1), (2, 1), (4, 1), (8, 1)]
     assert chosen("Qwen2.5-72B-Instruct-AWQ", intermediate_size=29568)[:2] == [(1, 1), (1, 2)]
     (*_, why) = next(parallel.choices(model("Qwen2.5-72B-Instruct-AWQ", intermediate_size=29568)[0], 2))
     assert "29568" in why
@@ -242,7 +256,8 @@ def test_choices_can_be_divided(heads: int, group: int, layers: int, gpus: int |
         assert tensor <= 8
         assert gpus in (None, tensor * pipeline)
     if gpus is not None and gpus <= layers:
-        assert len(found) == 1  # as many stages as GPUs always work
+        assert (1, gpus) in [(tensor, pipeline) for tensor, pipeline, _ in found]  # always works
+        assert [tensor for tensor, *_ in found] == sorted({t for t, *_ in found}, reverse=True)
 
 
 # --- what a grant becomes ------------------------------------------------------------------------

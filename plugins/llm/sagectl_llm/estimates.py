@@ -144,7 +144,7 @@ def _vllm(request: Request, model: Known, a: Architecture) -> MemoryEstimate | R
     if options.tensor_parallel_size == "auto":
         notes.append("tensor_parallel_size: the fewest GPUs that hold it, tensor before pipeline")
         common = [one for one in layouts if one[1] > 1 and one[0] * one[1] in parallel.WIDTHS]
-        notes += [f"{t * p} GPUs: {why}" for t, p, why in common]
+        notes += [f"{t * p} GPUs: {why}" for t, p, why in common if why]
     tensor, pipeline, _ = layouts[0]
     return MemoryEstimate(
         tuple(at_least(shape, KV_CACHE) for shape in shapes),

@@ -64,19 +64,19 @@ def choices(architecture: Architecture, gpus: int | None = None) -> Iterator[tup
     """Ways to lay the model out over one machine: (tensor, pipeline, why), the best first.
 
     The fewest GPUs come first, since each costs another engine its place; on as many, tensor parallelism
-    is preferred: all of them work on each token. Layers are divided where heads cannot be.
+    is preferred: all of them work on each token. Layers are divided where heads cannot be, and where the
+    GPUs turn out not to be linked, which placement finds: then the later ones on as many GPUs count.
 
     Args:
         gpus: exactly so many; None: any number.
     """
     for count in (gpus,) if gpus is not None else (*WIDTHS, *MORE):
-        found = _best(architecture, count)
-        if found is not None:
-            yield found
+        yield from _ways(architecture, count)
 
 
-def _best(architecture: Architecture, count: int) -> tuple[int, int, str] | None:
-    obstacle = ""
+def _ways(architecture: Architecture, count: int) -> Iterator[tuple[int, int, str]]:
+    """All ways to use so many GPUs, the widest tensor parallelism first; only the first says why."""
+    obstacle, first = "", True
     for tensor in sorted((n for n in range(1, count + 1) if count % n == 0), reverse=True):
         if tensor > WIDTHS[-1]:
             obstacle = obstacle or f"{tensor} GPUs are more than NVLink commonly connects"
@@ -84,9 +84,8 @@ def _best(architecture: Architecture, count: int) -> tuple[int, int, str] | None
         pipeline = count // tensor
         wrong = trouble(architecture, tensor, pipeline) or uneven(architecture, tensor)
         if wrong is None:
-            if count == 1:
-                return 1, 1, "one GPU"
             why = f"tensor {tensor}" + (f" × pipeline {pipeline}" if pipeline > 1 else "")
-            return tensor, pipeline, f"{why}: {obstacle}" if obstacle else why
-        obstacle = obstacle or wrong
-    return None
+            why = "one GPU" if count == 1 else f"{why}: {obstacle}" if obstacle else why
+            yield tensor, pipeline, why if first else ""
+            first = False
+        obstacle = obstacle or wrong or ""
