@@ -178,7 +178,7 @@ _ROOM = _said(
             "budget_left_gb": _or_null(NUMBER, "GiB that its kind may still take; null: no budget"),
             "free_gb": _said(NUMBER, "GiB; what the engine itself holds counts as free"),
             "needed_gb": _or_null(NUMBER, "GiB that it needs there"),
-            "fits": _or_null(FLAG, "null: what it needs is not known"),
+            "fits": _or_null(FLAG, "and it may be placed there; null: what it needs is not known"),
         }
     ),
     "a GPU as it is for one engine",

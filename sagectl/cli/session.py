@@ -73,6 +73,7 @@ class Session:
             self.note(str(problem) for problem in error.problems)
         else:
             self.note(f"{about}: {error}")
+            self.note(f"  {line}" for line in error.facts.get("arithmetic", ()))
 
     def dump(self, value: Any) -> None:
         """Print JSON."""

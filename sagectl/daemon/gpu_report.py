@@ -174,6 +174,8 @@ def _row(account: Account, engine: Engine, need: Need | None, memory: GpuMemory)
     free = account.free + own
     usable = free if left is None else min(free, left)
     needed = None if need is None else need.on(account.gpu.total)
+    ids = engine.spec.gpu_ids
+    able = account.gpu.lost is None and (ids is None or account.gpu.index in ids)
     return {
         "gpu_id": account.gpu.index,
         "total_gb": gb(account.gpu.total),
@@ -183,5 +185,5 @@ def _row(account: Account, engine: Engine, need: Need | None, memory: GpuMemory)
         "budget_left_gb": gb(left),
         "free_gb": gb(free),
         "needed_gb": gb(needed),
-        "fits": None if needed is None else usable >= needed and account.gpu.lost is None,
+        "fits": None if needed is None else usable >= needed and able,
     }

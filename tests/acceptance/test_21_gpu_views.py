@@ -52,6 +52,13 @@ def test_a_definition_that_can_never_be_placed_is_refused_and_nothing_defined(da
     assert "22.0 GiB needed" in facts["arithmetic"][1]
     assert "budget" in caught.value.remedy
     assert daemon.client.engines() == []
+    for verb in ("run", "engine start"):
+        words = ["--engine-kind", "exec", "-o", "gpu_memory=90GiB", "--", "/bin/true"]
+        shown = daemon.cli(*verb.split(), *words)
+        assert shown.returncode == 1
+        assert "can never be placed here: needs 90.0 GiB" in shown.stderr
+        assert "\n  GPU 1: 90.0 GiB needed, 23.0 GiB free" in shown.stderr
+    assert daemon.client.engines() == []
 
     assert daemon.client.define({**body, "gpu_memory": "20GiB"})["name"] == "huge"
     with pytest.raises(errors.Conflict):
@@ -123,6 +130,8 @@ def test_a_start_that_waits_tells_for_what_and_goes_on_when_memory_comes_free(da
     assert f"1. tune priority normal, needs 12.0 GiB {why}" in " ".join(daemon.cli("gpu").stdout.split())
     assert why in daemon.cli("status").stdout
     assert samples(daemon.client.metrics())["sagectl_gpu_queue_length"] == 1
+    # There is room on the other GPU, for which it did not ask.
+    assert [row["fits"] for row in daemon.json("explain", "tune")["devices"]] == [False, False]
 
     environ = {**daemon.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     command = [str(BIN / "sagectl"), "start", "tune"]
