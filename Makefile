@@ -5,13 +5,9 @@
 # make test-fast                       without those that need torch and transformers
 # make test-boot                       sagectl on a Debian that systemd boots, in a container; needs root
 #                                      (SAGECTL_BOOT_SUITE=trixie for a newer one)
-<<<<<<< HEAD
-# make soak [STEPS=6500]               random mishaps for half an hour: a thousand daemons are killed
-=======
 # make test-gpu                        what only a real NVIDIA GPU can show; says so where there is none
 #                                      (SAGECTL_CUDA_PYTHON=/path/to/python, one with torch for CUDA)
-# make soak [STEPS=5000]               random mishaps for half an hour: a thousand daemons are killed
->>>>>>> gpu-devices
+# make soak [STEPS=6500]               random mishaps for half an hour: a thousand daemons are killed
 # make bench                           the benchmarks at full length, with their figures
 # make lint                            ruff, mypy, import-linter
 # make format                          let ruff rewrite the sources

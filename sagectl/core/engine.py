@@ -272,6 +272,7 @@ class Engine:
     blocked: queued for a dependency that will not come up by itself.
     reservation: its GPU memory, from the grant until the driver has it back.
     memory_wanted: queued for GPU memory, rather than for dependencies.
+    queued_since: when it began to wait for GPU memory (monotonic), across daemons; None while it does not.
     disturbances: starts in a row that a neighbour's stop broke.
     held: down, or going down, because the daemon ends, whatever `desired` says.
     """
@@ -310,6 +311,7 @@ class Engine:
     held: bool = False
     reservation: Reservation | None = None
     memory_wanted: bool = False
+    queued_since: float | None = None
     disturbances: int = 0
     since: float = 0.0
     since_wall: float = 0.0

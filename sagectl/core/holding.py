@@ -28,7 +28,7 @@ def granted(engine: Engine, event: ev.MemoryGranted) -> Step:
         return engine, ()
     after = replace(
         engine, sub=Sub.PREFLIGHT, memory_wanted=False, reservation=event.reservation, waiting_for=(),
-        reason="planning its start",
+        reason="planning its start", queued_since=None,
     )  # fmt: skip
     return after, (Plan(engine.generation),)
 

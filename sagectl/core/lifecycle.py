@@ -46,8 +46,8 @@ def step(engine: Engine, event: Event, now: Moment) -> Step:
     if getattr(event, "generation", engine.generation) != engine.generation:
         return engine, ()
     after, actions = _dispatch(engine, event, now)
-    if after.reservation is not None and after.state in (State.INACTIVE, State.FAILED):
-        after = replace(after, reservation=None)
+    if after.state in (State.INACTIVE, State.FAILED) and (after.reservation or after.queued_since):
+        after = replace(after, reservation=None, queued_since=None)
     if (after.state, after.sub, after.generation) != (engine.state, engine.sub, engine.generation):
         after = replace(after, since=now.monotonic, since_wall=now.wall)
     return after, actions
@@ -72,7 +72,7 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
         case ev.DependenciesWaiting():
             return _keep_waiting(engine, event)
         case ev.MemoryNeeded():
-            return moves.queue_for_memory(engine) if engine.sub is Sub.PREFLIGHT else (engine, ())
+            return moves.queue_for_memory(engine, now) if engine.sub is Sub.PREFLIGHT else (engine, ())
         case ev.MemoryLacking():
             return holding.lacking(engine, event)
         case ev.MemoryGranted():

@@ -71,8 +71,11 @@ def preflight(engine: Engine) -> Step:
     return after, (Preflight(engine.generation),)
 
 
-def queue_for_memory(engine: Engine) -> Step:
-    after = replace(engine, sub=Sub.QUEUED, memory_wanted=True, reason="waiting for GPU memory")
+def queue_for_memory(engine: Engine, now: Moment) -> Step:
+    since = now.monotonic if engine.queued_since is None else engine.queued_since
+    after = replace(
+        engine, sub=Sub.QUEUED, memory_wanted=True, queued_since=since, reason="waiting for GPU memory"
+    )
     return after, (AwaitMemory(engine.generation),)
 
 

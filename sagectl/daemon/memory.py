@@ -175,7 +175,7 @@ class GpuMemory:
             self._note_baselines(engine, engine.reservation)
             for gpu in engine.reservation.gpu_ids:
                 self._disturbers[gpu] = (engine.name, asyncio.get_running_loop().time())
-        if self.reading.managed:
+        if self.reading.managed and engine.spec.gpus != 0:
             self.kick()
 
     def environment(self, engine: Engine) -> Mapping[str, str]:
@@ -371,7 +371,8 @@ class GpuMemory:
                 and asked
                 and generation == engine.generation
             ):
-                found.append(Waiting(engine.id, asked.wanted, engine.spec.priority, engine.since))
+                since = engine.since if engine.queued_since is None else engine.queued_since
+                found.append(Waiting(engine.id, asked.wanted, engine.spec.priority, since))
         return found
 
     def _tell(self, verdict: Verdict) -> None:

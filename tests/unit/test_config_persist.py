@@ -108,6 +108,7 @@ ENGINE = Engine(
     starts=(1.0, 2.5),
     backoff_until=8.0,
     waiting_for=("embed",),
+    queued_since=8.5,
     since=9.0,
     since_wall=10.0,
 )

@@ -30,6 +30,7 @@ from sagectl.core.events import (
     MemoryReleased,
     PreflightPassed,
     PreflightRefused,
+    Resumed,
     Spawned,
     SpecReplaced,
     StartRequested,
@@ -189,6 +190,20 @@ def test_a_gpu_that_fails_ends_the_engine_whatever_it_still_does() -> None:
     assert play >> MemoryReleased(1) << Preflight(2) << "activating (preflight)"
     assert play.engine.restart_count == 1
     assert play.engine.consecutive_failures == 1
+
+
+def test_the_age_in_the_queue_outlives_a_daemon_and_another_declaration() -> None:
+    play = Playbook(Engine("e1", SPEC))
+    assert play >> StartRequested() << Preflight(1) >> MemoryNeeded(1) << AwaitMemory(1)
+    since = play.engine.queued_since
+    assert since == play.clock.monotonic
+    assert play >> 60.0 >> Resumed() << Preflight(2) >> MemoryNeeded(2) << AwaitMemory(2)
+    assert play.engine.queued_since == since
+    play >> SpecReplaced(replace(SPEC, gpu_memory=1 << 30)) << Preflight(3)
+    assert play >> MemoryNeeded(3) << AwaitMemory(3)
+    assert play.engine.queued_since == since
+    assert play >> MemoryGranted(3, ANY_GPU) << Plan(3)
+    assert play.engine.queued_since is None
 
 
 def test_without_gpus_nothing_waits_for_a_driver() -> None:
