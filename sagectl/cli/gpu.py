@@ -110,6 +110,8 @@ def _redraw(session: Session, gpus: Mapping[str, Any], every: float) -> None:
                 screen.draw([warning, "", *last])
                 continue
             last = list(gpu_view.lines(now, style))
+            if len(last) + 2 > screen.rows:
+                last = list(gpu_view.compact(now, style))
             screen.draw([style.paint(render.cut(head, style.width), "dim"), "", *last])
 
 

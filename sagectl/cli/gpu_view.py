@@ -211,13 +211,16 @@ _BUDGETS = (
 )
 
 
-def _engines(device: Figures, style: Style) -> Iterator[str]:
-    rows = []
+def _engine_rows(device: Figures, style: Style) -> Iterator[render.Row]:
     for entry in device["engines"]:
         remark = _remark(entry)
         measured = Cell(gib(entry["measured_gb"]), "yellow" if remark else "")
         row = (entry["name"], entry["engine_kind"], entry["phase"], gib(entry["reserved_gb"]), measured)
-        rows.append((*row, Cell(f"{_mark(style)} {remark}" if remark else "", "yellow")))
+        yield (*row, Cell(f"{_mark(style)} {remark}" if remark else "", "yellow"))
+
+
+def _engines(device: Figures, style: Style) -> Iterator[str]:
+    rows = list(_engine_rows(device, style))
     if not rows:
         yield from wrapped("No engine holds memory of it.", style, INDENT, look="dim")
     yield from _indented(_ENGINES, rows, style)
@@ -277,6 +280,47 @@ def _indented(columns: Sequence[Column], rows: Sequence[render.Row], style: Styl
     narrower = replace(style, width=None if style.width is None else max(1, style.width - len(INDENT)))
     for line in render.table(columns, rows, narrower):
         yield INDENT + line
+
+
+# --- Many GPUs on a low terminal ---------------------------------------------------------------
+
+_CARDS = (
+    Column("GPU", right=True),
+    Column("MEMORY"),
+    Column("TOTAL", right=True, drop=3),
+    Column("USED", right=True),
+    Column("RESERVED", right=True, drop=1),
+    Column("FREE", right=True),
+    Column("BUSY", right=True, drop=2),
+    Column("", shrink=10),
+)
+_HOLDERS = (Column("GPU", right=True), *_ENGINES)
+SMALL_BAR = 24
+
+
+def compact(gpus: Figures, style: Style) -> Iterator[str]:
+    """The same with a line a GPU and one table of all engines."""
+    if gpus["trouble"]:
+        yield from wrapped(f"Trouble: {render.clean(gpus['trouble'])}", style, look="red")
+    plain = replace(style, colour=False)
+    cards: list[render.Row] = []
+    holders: list[render.Row] = []
+    for device in gpus["devices"]:
+        index, free, busy = str(device["gpu_id"]), device["memory_free_gb"], device["utilization"]
+        sizes = (gib(device[f"memory_{size}_gb"]) for size in ("total", "used", "reserved"))
+        lost = f"lost: {render.clean(device['lost'])}" if device["lost"] else ""
+        told = Cell("" if busy is None else f"{busy:.0%}"), Cell(lost, "red")
+        left = Cell(gib(free), "red" if free < 0 else "")
+        cards.append((index, bar(device, plain, SMALL_BAR), *sizes, left, *told))
+        holders += [(index, *row) for row in _engine_rows(device, style)]
+    if cards:
+        yield from render.table(_CARDS, cards, style)
+    if holders:
+        yield ""
+        yield from render.table(_HOLDERS, holders, style)
+    if gpus["queue"]:
+        yield ""
+        yield from queue_lines(gpus["queue"], style)
 
 
 # --- The queue ---------------------------------------------------------------------------------

@@ -44,9 +44,18 @@ class Screen:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def rows(self) -> int:
+        """How many lines it has now."""
+        try:
+            # 0 where nobody told the terminal its size, as on a serial line.
+            return max(2, os.get_terminal_size(sys.stdout.fileno()).lines or _USUAL_ROWS)
+        except (OSError, ValueError):
+            return _USUAL_ROWS
+
     def draw(self, lines: Sequence[str]) -> None:
         """Show these lines, which are not wider than the terminal; of too many the last are left off."""
-        rows = _rows()
+        rows = self.rows
         if len(lines) > rows:
             lines = [*lines[: rows - 1], f"({len(lines) - rows + 1} more lines: make the terminal higher)"]
         # Each line erases what was behind it: a screen that is wiped first flickers.
@@ -67,11 +76,3 @@ class Screen:
     def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _rows() -> int:
-    try:
-        # 0 where nobody told the terminal its size, as on a serial line.
-        return max(2, os.get_terminal_size(sys.stdout.fileno()).lines or _USUAL_ROWS)
-    except (OSError, ValueError):
-        return _USUAL_ROWS

@@ -106,12 +106,22 @@ def test_signals_that_end_a_watch_give_the_terminal_back(watching: Terminal, num
     assert watching.text.endswith(LEAVE)
 
 
+def test_many_gpus_on_a_low_terminal_have_a_line_each(daemon: FakeDaemon) -> None:
+    cards = [figures.device(gpu_id=n, engines=[figures.engine(f"chat-{n}", 20.0, 18.7)]) for n in range(8)]
+    daemon.answers["gpu"] = 200, figures.gpus(*cards)
+    with terminal(command(daemon, "gpu", "-w"), dict(os.environ), rows=24) as watching:
+        watching.until("chat-7")
+        watching.interrupt()
+        assert watching.ended() == 0
+    assert "more lines" not in watching.text
+
+
 def test_of_a_picture_that_is_too_high_the_end_is_left_off(daemon: FakeDaemon) -> None:
-    with terminal(command(daemon, "gpu", "-w"), dict(os.environ), rows=5) as watching:
+    with terminal(command(daemon, "gpu", "-w"), dict(os.environ), rows=4) as watching:
         watching.until(r"\(\d+ more lines: make the terminal higher\)")
         watching.interrupt()
         assert watching.ended() == 0
-    assert watching.text.count("\n") <= 5 * watching.text.count("\x1b[H")
+    assert watching.text.count("\n") <= 4 * watching.text.count("\x1b[H")
 
 
 def test_a_picture_is_not_wider_than_the_terminal(daemon: FakeDaemon) -> None:

@@ -122,7 +122,8 @@ def test_no_line_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
     )  # fmt: skip
     found = gpus(card, queue=[waiting("w" * 15, "because " * 30)], trouble="trouble " * 30)
     style = Style(unicode=unicode, width=width)
-    for line in [*gpu_view.lines(found, style), *gpu_view.summary(found, style)]:
+    views = (gpu_view.lines, gpu_view.summary, gpu_view.compact)
+    for line in [line for view in views for line in view(found, style)]:
         assert render.cells(line) <= width, line
 
 
@@ -161,6 +162,17 @@ def test_a_bar_shows_the_shares_of_the_card() -> None:
 def test_a_paused_engine_holds_only_what_it_measures() -> None:
     card = device(engines=[engine("chat", 8.0, 2.0, phase="paused")], memory_free_gb=21.0)
     assert gpu_view.bar(card, PLAIN, 24) == "██╌·····················"
+
+
+def test_the_compact_view_has_a_line_for_each_gpu_and_each_engine() -> None:
+    card = device(engines=[engine("chat", 8.0, 9.0)], utilization=0.5, memory_free_gb=14.0)
+    found = gpus(card, device(gpu_id=1, lost="gone"), queue=[waiting("big", "no room")], trouble="hm")
+    text = "\n".join(gpu_view.compact(found, PLAIN))
+    assert text.startswith("Trouble: hm\n")
+    assert re.search(r"0 +█{9}╌·{14} +24.0 GiB +0 GiB +8.0 GiB +14.0 GiB +50%", text)
+    assert re.search(r"1 .*lost: gone", text)
+    assert re.search(r"0 +chat +llm +resident +8.0 GiB +9.0 GiB +▲ 1.0 GiB over", text)
+    assert text.endswith("no room")
 
 
 def test_the_summary_has_a_line_for_each_gpu_and_who_waits() -> None:
