@@ -64,12 +64,19 @@ def engine_json(
         "needs_restart": engine.needs_restart,
         "since": rfc3339(engine.since_wall) if engine.since_wall else None,
         "started_at": rfc3339(process.started_wall) if process else None,
+        **_trouble(engine),
+        "serves": list(engine.plan.served_models) if engine.plan else [],
+        "log_path": log_path,
+    }
+
+
+def _trouble(engine: Engine) -> dict[str, Any]:
+    """How it ended last, and what it waits for."""
+    return {
         "last_exit": _exit(engine.last_exit),
         "diagnosis": _diagnosis(engine),
         "waiting_for": list(engine.waiting_for),
         "blocked": engine.sub is Sub.QUEUED and engine.blocked,
-        "serves": list(engine.plan.served_models) if engine.plan else [],
-        "log_path": log_path,
     }
 
 

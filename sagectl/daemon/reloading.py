@@ -45,10 +45,8 @@ class Reloader:
         self.starter: Starter | None = None
         self.applied: Callable[[Config], None] = lambda config: None
         """Told of each configuration that a reload put in force, for what is not about engines."""
-        self.check: Callable[[Config], tuple[str, ...]] = lambda config: ()
-        """What else is to be said of a configuration before it is in force."""
-        self.quiet: Callable[[Engine], bool] = lambda engine: True
-        """Whether a planned stop of this engine disturbs nobody."""
+        self._check: Callable[[Config], tuple[str, ...]] = lambda config: ()
+        self._quiet: Callable[[Engine], bool] = lambda engine: True
         self._supervisor = supervisor
         self._journal = journal
         self._preflight = preflight
@@ -56,6 +54,17 @@ class Reloader:
         self._overrides = overrides
         self._new_id = new_id
         self._rolling: asyncio.Task[None] | None = None
+
+    def attach(
+        self, starter: Starter, check: Callable[[Config], tuple[str, ...]], quiet: Callable[[Engine], bool]
+    ) -> None:
+        """Say who is made only after us.
+
+        Args:
+            check: what else is to be said of a configuration before it is in force.
+            quiet: whether a planned stop of this engine disturbs nobody.
+        """
+        self.starter, self._check, self._quiet = starter, check, quiet
 
     def specs(self, config: Config) -> dict[str, EngineSpec]:
         """What the configuration declares, with the overrides of autostart applied."""
@@ -71,7 +80,7 @@ class Reloader:
         new = self.specs(config)
         self._refuse_transient_names(new)
         plan = self._compare(new, config, restart=restart)
-        plan = replace(plan, warnings=(*plan.warnings, *self.check(config)))
+        plan = replace(plan, warnings=(*plan.warnings, *self._check(config)))
         if dry_run:
             return plan
         if self._rolling is not None:
@@ -175,7 +184,7 @@ class Reloader:
 
     def _may_stop(self, engine_id: str) -> bool:
         engine = self._supervisor.get(engine_id)
-        return engine is None or self.quiet(engine)
+        return engine is None or self._quiet(engine)
 
     def _post(self, name: str, event: ev.Event) -> None:
         engine = self._supervisor.named(name)

@@ -95,13 +95,7 @@ class Runtime:
         self.supervisor = Supervisor(now, self.keeper, self.journal)
         self.ending = Ending(self.supervisor, self.journal, unit)
         inherited = environment.base(os.environ)
-        self.memory = GpuMemory(
-            self.supervisor,
-            self.journal,
-            Owners(paths.engines),
-            Footprints(self.store, self.keeper.soon),
-            lambda settings: Gpus(settings, paths.runtime / "gpus"),
-        )
+        self.memory = self._gpu_memory()
         self.supervisor.moved = self.memory.changed
         self.preflight = Preflight(
             paths, self.by_name, inherited, self._ports_of_others, self.supervisor.assign_port, self.memory
@@ -127,9 +121,18 @@ class Runtime:
             self.memory,
             self.preflight,
         )
-        self.reloader.starter = self.control
-        self.reloader.check = lambda config: self.memory.overdrawn(config.gpu)
-        self.reloader.quiet = self.memory.quiet
+        self.reloader.attach(
+            self.control, lambda config: self.memory.overdrawn(config.gpu), self.memory.quiet
+        )
+
+    def _gpu_memory(self) -> GpuMemory:
+        return GpuMemory(
+            self.supervisor,
+            self.journal,
+            Owners(self.paths.engines),
+            Footprints(self.store, self.keeper.soon),
+            lambda settings: Gpus(settings, self.paths.runtime / "gpus"),
+        )
 
     def _load(self) -> Config:
         file, others = self.paths.config_file, self.paths.engines_d
