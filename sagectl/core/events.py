@@ -136,11 +136,12 @@ class MemoryGranted:
 
 @dataclass(frozen=True, slots=True)
 class PreflightPassed:
-    """The kind has a plan and the port is free."""
+    """The kind has a plan and the port is free. without_memory: it needs no GPU memory for it."""
 
     generation: int
     plan: LaunchPlan
     port: int | None
+    without_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

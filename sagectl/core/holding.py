@@ -17,10 +17,14 @@ DISTURBANCES = 3
 def lacking(engine: Engine, event: ev.MemoryLacking) -> Step:
     if not engine.memory_wanted or engine.sub is not Sub.QUEUED:
         return engine, ()
-    # What it still has of an earlier start is of no use to it now, and may be to others.
-    after = replace(engine, reason=event.text, waiting_for=event.names, reservation=None)
+    after = replace(give_up(engine), reason=event.text, waiting_for=event.names)
     first = engine.reason == "waiting for GPU memory"
     return after, (Record("queued", event.text),) if first else ()
+
+
+def give_up(engine: Engine) -> Engine:
+    """What it has of an earlier start goes to others: it waits for somebody, or needs none any more."""
+    return replace(engine, reservation=None)
 
 
 def granted(engine: Engine, event: ev.MemoryGranted) -> Step:

@@ -224,6 +224,7 @@ def _remove(engine: Engine, event: ev.Removed) -> Step:
 def _keep_waiting(engine: Engine, event: ev.DependenciesWaiting) -> Step:
     if not _awaits_dependencies(engine):
         return engine, ()
+    engine = holding.give_up(engine)
     after = replace(engine, waiting_for=event.names, reason=event.text, blocked=event.blocked)
     return after, (Record("blocked", event.text, "warning"),) if event.blocked else ()
 
@@ -235,7 +236,8 @@ def _awaits_dependencies(engine: Engine) -> bool:
 def _preflight_passed(engine: Engine, event: ev.PreflightPassed, now: Moment) -> Step:
     if engine.sub is not Sub.PREFLIGHT:
         return engine, ()
-    return moves.launch(replace(engine, plan=event.plan, port=event.port), now)
+    passed = holding.give_up(engine) if event.without_memory else engine
+    return moves.launch(replace(passed, plan=event.plan, port=event.port), now)
 
 
 def _preflight_refused(engine: Engine, event: ev.PreflightRefused, now: Moment) -> Step:

@@ -1,6 +1,7 @@
 """Who of those that wait for GPU memory gets what now. Pure.
 
-1. By priority, then by age; an engine that is granted counts at once for those after it.
+1. By priority, then those that only restart and have their place still, then by age; an engine that is
+   granted counts at once for those after it.
 2. Nobody overtakes on a GPU: what somebody with more right waits for is not given to anybody else, be it
    enough for him or not. Elsewhere he may start, so that a large engine does not hold up the whole machine.
 3. One at a time on a GPU: while an engine loads there, or gives memory back, no other one starts. Where it is
@@ -21,12 +22,13 @@ RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One that waits. since: CLOCK_MONOTONIC seconds."""
+    """One that waits. since: CLOCK_MONOTONIC seconds. keeps: it only restarts, and has its place still."""
 
     engine_id: str
     wanted: Wanted
     priority: Priority
     since: float
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Verdict:
 
 def in_order(waiting: Sequence[Waiting]) -> list[Waiting]:
     """Those with more right first."""
-    return sorted(waiting, key=lambda one: (RANKS[one.priority], one.since, one.wanted.name))
+    return sorted(waiting, key=lambda one: (RANKS[one.priority], not one.keeps, one.since, one.wanted.name))
 
 
 def decide(

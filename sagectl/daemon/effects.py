@@ -160,17 +160,18 @@ class Effects:
             self._memory.demand(engine, answer)
             self._supervisor.post(engine.id, ev.MemoryNeeded(engine.generation))
         else:
-            self._checked(engine, answer)
+            self._checked(engine, answer, without_memory=True)
 
     async def _plan(self, engine: Engine) -> None:
         self._checked(engine, await self._asked(engine, self._preflight.plan(engine)))
 
-    def _checked(self, engine: Engine, answer: Planned | Refusal) -> None:
+    def _checked(self, engine: Engine, answer: Planned | Refusal, *, without_memory: bool = False) -> None:
         if isinstance(answer, Refusal):
             self._supervisor.post(engine.id, ev.PreflightRefused(engine.generation, answer))
         else:
             plan, port = answer
-            self._supervisor.post(engine.id, ev.PreflightPassed(engine.generation, plan, port))
+            passed = ev.PreflightPassed(engine.generation, plan, port, without_memory)
+            self._supervisor.post(engine.id, passed)
 
     async def _asked(self, engine: Engine, work: Coroutine[Any, Any, _T]) -> _T:
         """Ask an engine's kind. What it raises must not leave the engine in preflight for ever."""

@@ -146,6 +146,8 @@ class GpuMemory:
                 await self._measure()
                 if self.managed:
                     self._act()
+                else:
+                    self._let_go()
             except Exception:
                 # The engines have to be looked after, whatever is wrong with the accounts.
                 log.exception("the GPU accounts failed")
@@ -285,15 +287,17 @@ class GpuMemory:
             if gpu.lost and gpu.uuid not in lost_before:
                 text = gpu.lost.rstrip(".")
                 self._journal.record(None, None, "gpu-lost", text, "error")
-                self._fail_engines_on(gpu.index, text)
             elif not gpu.lost and gpu.uuid in lost_before:
                 text = f"GPU {gpu.index} ({gpu.name}) is back"
                 self._journal.record(None, None, "gpu-back", text, "info")
 
-    def _fail_engines_on(self, index: int, text: str) -> None:
-        for engine in list(self._supervisor):
-            if engine.reservation is not None and index in engine.reservation.gpu_ids:
-                self._supervisor.post(engine.id, ev.GpuFailed(engine.generation, text))
+    def _fail_engines_on_lost(self) -> None:
+        # Each time: an engine may have been adopted or launched since the loss was seen.
+        for gpu in (gpu for gpu in self.reading.gpus if gpu.lost):
+            for engine in list(self._supervisor):
+                if engine.reservation is not None and gpu.index in engine.reservation.gpu_ids:
+                    text = str(gpu.lost).rstrip(".")
+                    self._supervisor.post(engine.id, ev.GpuFailed(engine.generation, text))
 
     # --- Accounts -------------------------------------------------------------------------------
 
@@ -336,6 +340,7 @@ class GpuMemory:
     # --- Deciding -------------------------------------------------------------------------------
 
     def _act(self) -> None:
+        self._fail_engines_on_lost()
         self._watch_releases()
         while self._grant_one():
             pass
@@ -343,6 +348,14 @@ class GpuMemory:
         for engine in running:
             self._footprints.note(engine, self.measured)
         self._exceeding.look(running, self.measured, self.quiet)
+
+    def _let_go(self) -> None:
+        """A reload left no GPUs to manage: nobody waits for their memory any more, or for its release."""
+        released, self._releases = self._releases, {}
+        for engine_id, release in released.items():
+            self._supervisor.post(engine_id, ev.MemoryReleased(release.generation))
+        for one in self.waiting():
+            self._supervisor.post(one.engine_id, ev.RestartRequested(by_user=False))
 
     def _grant_one(self) -> bool:
         """Give the first that can have it its memory; tell the others why they wait."""
@@ -372,7 +385,8 @@ class GpuMemory:
                 and generation == engine.generation
             ):
                 since = engine.since if engine.queued_since is None else engine.queued_since
-                found.append(Waiting(engine.id, asked.wanted, engine.spec.priority, since))
+                rank = (engine.spec.priority, since, engine.reservation is not None)
+                found.append(Waiting(engine.id, asked.wanted, *rank))
         return found
 
     def _tell(self, verdict: Verdict) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from sagectl.config import envfile
 from sagectl.config.paths import Paths
 from sagectl.core.engine import Engine, EngineSpec, Reservation
-from sagectl.core.sizing import Demand, demand
+from sagectl.core.sizes import gib
+from sagectl.core.sizing import HEADROOM, Demand, demand
 from sagectl.daemon import grants
 from sagectl.daemon.accounts import account
 from sagectl.daemon.requests import known_port, request_of
@@ -114,7 +116,22 @@ class Preflight:
             return self._nonsense(kind, answer, "an estimate")
         if answer is not None and answer.shapes and not answer.shapes[0].ranks:
             return None
-        return demand(spec, answer, self._gpus.learned())
+        return self._placeable(spec, answer)
+
+    def _placeable(self, spec: EngineSpec, answer: MemoryEstimate | None) -> Demand | Refusal:
+        """What was learned counts only where there could be room for it: one leak must not end all starts."""
+        known = self._gpus.learned()
+        asked = first = demand(spec, answer, known)
+        for learned in ({key: int(peak / HEADROOM) for key, peak in known.items()}, {}):
+            if isinstance(asked, Refusal) or asked.source != "learned":
+                return asked
+            if self._gpus.impossible(asked) is None:
+                return asked
+            asked = demand(spec, answer, learned)
+        if isinstance(asked, Refusal) or isinstance(first, Refusal) or self._gpus.impossible(asked):
+            return first
+        note = f"an earlier run took {gib(first.needed)}, which can never be placed here and is not asked for"
+        return replace(asked, notes=(*asked.notes, note))
 
     async def unplaceable(self, spec: EngineSpec) -> tuple[Refusal, Demand] | None:
         """Why an engine that is not defined yet could never be placed here, and what it asks for.

@@ -121,7 +121,8 @@ def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files that are loaded: what the index names, or all but copies in another layout."""
     index = folder / INDEX
     if index.is_file():
-        named = _json(index).get("weight_map")
+        document = _json(index)
+        named = document.get("weight_map") if isinstance(document, dict) else None
         if not isinstance(named, dict) or not all(_is_name(file) for file in named.values()):
             raise _Unreadable(f"{index} has no weight_map of files beside it")
         files = [folder / name for name in sorted(set(named.values()))]
@@ -140,6 +141,8 @@ def _is_name(value: object) -> bool:
 
 
 def _header(file: Path) -> Iterator[tuple[str, Tensor]]:
+    if not file.is_file():  # a pipe, say, which would have us wait for a writer
+        raise _Unreadable(f"{file} is no safetensors file")
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= LARGEST_HEADER:
@@ -151,6 +154,8 @@ def _header(file: Path) -> Iterator[tuple[str, Tensor]]:
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end:
+                raise ValueError(f"{name} ends before it begins")
             yield name, Tensor(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), int(end - begin))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _Unreadable(f"{file} is no safetensors file, or it is cut off") from error

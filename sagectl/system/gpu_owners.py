@@ -16,7 +16,8 @@ class Owners:
     """Finds them by the mark in their environment, or in that of the process that started them.
 
     A mark cannot be lost by a fork, by a session of its own or by the death of a parent; a process that
-    cleared its environment is told by its parents. What was found is kept as long as the process lives.
+    cleared its environment is told by its parents, of which the engine's shim is the last. What was found
+    is kept as long as the process lives.
     """
 
     def __init__(self, engines: Path) -> None:
@@ -46,7 +47,7 @@ class Owners:
         for _ in range(_DEPTH):
             if pid <= 1:
                 return None
-            name = strays.marked(pid, self._home)
+            name = strays.marked(pid, self._home) or strays.shim_of(pid, self._home)
             if name is not None:
                 return name
             fields = tree.process_stat(pid)

@@ -28,7 +28,7 @@ def find(engines: Path) -> dict[str, Identity | None]:
     for entry in os.listdir("/proc"):
         if not entry.isdecimal():
             continue
-        name, shim = _shim(entry, home), True
+        name, shim = shim_of(int(entry), os.fsencode(home)), True
         if name is None:
             name, shim = marked(int(entry), os.fsencode(home)), False
         fields = tree.process_stat(int(entry)) if name else None
@@ -41,15 +41,21 @@ def find(engines: Path) -> dict[str, Identity | None]:
     return found
 
 
-def _shim(entry: str, home: str) -> str | None:
+def shim_of(pid: int, home: bytes) -> str | None:
+    """The engine of this home whose shim a process is.
+
+    Args:
+        home: RUN/engines, absolute.
+    """
     try:
-        with open(f"/proc/{entry}/cmdline", "rb", 0) as file:
+        with open(f"/proc/{pid}/cmdline", "rb", 0) as file:
             if file.read(len(_SHIM)) != _SHIM:
                 return None
-        directory, name = os.path.split(os.readlink(f"/proc/{entry}/cwd").removesuffix(_DELETED))
+        cwd = os.fsencode(os.readlink(f"/proc/{pid}/cwd").removesuffix(_DELETED))
     except OSError:
         return None
-    return name if directory == home else None
+    directory, name = os.path.split(cwd)
+    return os.fsdecode(name) if directory == home else None
 
 
 def marked(pid: int, home: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sagectl.core.engine import Priority
 from sagectl.core.gpu import Gpu
@@ -99,3 +100,9 @@ def test_several_gpus_are_claimed_together() -> None:
     placed = found["a"].placement
     assert placed is not None
     assert placed.gpu_ids == (2,)
+
+
+def test_who_restarts_has_its_place_before_older_ones_of_its_priority() -> None:
+    again = replace(waiting("again", 20, since=9), keeps=True)
+    ones = [waiting("old", 20), again, waiting("high", 20, "high", since=10)]
+    assert [one.wanted.name for one in in_order(ones)] == ["high", "again", "old"]
