@@ -180,7 +180,7 @@ async def test_a_shim_that_was_stopped_is_continued(machine: Machine) -> None:
 
 
 async def test_a_shim_that_hangs_is_replaced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shim_keeper, "HUNG", 0.2)
+    monkeypatch.setattr(shim_keeper, "HUNG", 1.0)  # the next one must be up within it, under load too
     kill_verified = shim_keeper.tree.kill_verified
 
     def kill_alone(pid: int, started: int, number: int) -> None:
