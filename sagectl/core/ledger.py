@@ -204,7 +204,9 @@ def differences(gpu: Gpu, entries: Sequence[Entry], baselines: Mapping[Key, int]
     - else to those being released, at most what they had: so their figure falls as memory comes free, and 0
       means released;
     - else to those that are paused, in the same way;
-    - else to a resident engine that is alone there, at most what it holds.
+    - else to a resident engine that is alone there, at most what it holds;
+    - else to those of several such that were never seen to use anything, in the same way: what loads faster
+      than it is measured is up before.
 
     The rest is foreign. All other engines, and those without a baseline, keep the figure that they had, as
     far as the device uses that much at all. What foreign processes take while an engine loads is charged to
@@ -220,12 +222,24 @@ def differences(gpu: Gpu, entries: Sequence[Entry], baselines: Mapping[Key, int]
     return _at_most(gpu.used, sizes, [*present, *moving])
 
 
+def assumed_baselines(reading: GpuReading, entries: Sequence[Entry]) -> dict[Key, int]:
+    """Baselines of engines that run where nobody noted any, as a daemon that adopts them: they use what they
+    reserved as far as anybody does, and the rest is foreign."""
+    found: dict[Key, int] = {}
+    for gpu in (gpu for gpu in reading.gpus if gpu.processes is None):
+        here = [entry for entry in entries if entry.gpu == gpu.index and entry.reserved]
+        rest = max(0, gpu.used - sum(entry.reserved for entry in here))
+        found.update((entry.key, rest) for entry in here if entry.phase != Phase.RESERVED)
+    return found
+
+
 def _moving(present: Sequence[Entry]) -> Sequence[Entry]:
     """Those whose use is taken to be what changes."""
     for phases in (_GROWING, (Phase.RELEASING,), (Phase.PAUSED,)):
         if found := [entry for entry in present if entry.phase in phases]:
             return found
-    return present if len(present) == 1 and present[0].phase == Phase.RESIDENT else ()
+    up = [entry for entry in present if entry.phase == Phase.RESIDENT]
+    return up if len(present) == 1 else [entry for entry in up if not entry.measured]
 
 
 def _shared_out(pool: int, moving: Sequence[Entry]) -> dict[Key, int]:
@@ -265,7 +279,9 @@ def reconcile(
             continue
         used = _by_process(gpu, owners)
         if used is None:
-            sizes.update(differences(gpu, entries, baselines))
+            # Of who has nothing reserved nobody could tell when he is gone.
+            sizes.update({entry.key: 0 for entry in entries if entry.gpu == gpu.index})
+            sizes.update(differences(gpu, [entry for entry in entries if entry.reserved], baselines))
         else:
             here = (entry for entry in entries if entry.gpu == gpu.index)
             sizes.update({entry.key: used.get(entry.engine, 0) for entry in here})

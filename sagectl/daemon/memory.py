@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Protocol
 
 from sagectl.config.machine import usable_cpus
@@ -274,7 +275,9 @@ class GpuMemory:
             **self.measured,
             **{key: self.measured.get(key, 0) for key in ledger.attribute(self.reading, trees)},
         }
-        entries = ledger.reconcile(self.reading, self.entries(), trees, self._baselines)
+        before = self.entries()
+        self._baselines = {**ledger.assumed_baselines(self.reading, before), **self._baselines}
+        entries = ledger.reconcile(self.reading, before, trees, self._baselines)
         self.measured = {entry.key: entry.measured for entry in entries if entry.measured or entry.reserved}
 
     def _tell_trouble(self, before: GpuReading) -> None:
@@ -293,11 +296,10 @@ class GpuMemory:
 
     def _fail_engines_on_lost(self) -> None:
         # Each time: an engine may have been adopted or launched since the loss was seen.
-        for gpu in (gpu for gpu in self.reading.gpus if gpu.lost):
-            for engine in list(self._supervisor):
-                if engine.reservation is not None and gpu.index in engine.reservation.gpu_ids:
-                    text = str(gpu.lost).rstrip(".")
-                    self._supervisor.post(engine.id, ev.GpuFailed(engine.generation, text))
+        for gpu, engine in product((gpu for gpu in self.reading.gpus if gpu.lost), list(self._supervisor)):
+            if engine.reservation is not None and gpu.index in engine.reservation.gpu_ids:
+                failed = ev.GpuFailed(engine.generation, str(gpu.lost).rstrip("."))
+                self._supervisor.post(engine.id, failed)
 
     # --- Accounts -------------------------------------------------------------------------------
 

@@ -164,3 +164,28 @@ def test_a_restart_keeps_its_place(gpu: Gpu) -> None:
     gpu.daemon.client.restart("a")
     gpu.daemon.until("a", lambda e: e["substate"] == "ready" and e["pid"] != a["pid"])
     assert gpu.daemon.show("b")["substate"] == "queued"
+
+
+def test_a_driver_without_process_ids_and_two_daemons(gpu: Gpu) -> None:
+    """Scenario 22.8: the driver shows no process ids; two engines are up as soon as they hold their memory;
+    the daemon is killed, and another one comes.
+
+    Result: nothing of it is taken for foreign, before or after, and the rest is there for a third engine.
+    """
+    gpu.daemon.configure(
+        gpus(process_ids=False)
+        + gpu.engine("a", 4000, gpu_memory='"6GiB"')
+        + gpu.engine("b", 4000, gpu_memory='"6GiB"')
+        + gpu.engine("c", 4000, gpu_memory='"10GiB"', autostart=False)
+    )
+    gpu.daemon.start()
+    gpu.daemon.until_ready("a", "b")
+    held = round(8000 / 1024, 3)
+    gpu.until(lambda: gpu.device()["memory_measured_gb"] == held, "what both hold")
+    assert (gpu.device()["memory_foreign_gb"], gpu.device()["memory_free_gb"]) == (0.0, 11.0)
+    gpu.daemon.kill()
+    gpu.daemon.start()
+    gpu.until(lambda: gpu.device()["memory_measured_gb"] == held, "what both hold")
+    assert (gpu.device()["memory_foreign_gb"], gpu.device()["memory_free_gb"]) == (0.0, 11.0)
+    gpu.daemon.client.start("c")
+    gpu.daemon.until_ready("c")

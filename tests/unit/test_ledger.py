@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagectl.core.gpu import Gpu, GpuProcess, GpuReading
-from sagectl.core.ledger import Entry, Phase, accounts, attribute, budget_on, differences, reconcile, rooms
+from sagectl.core.ledger import (
+    Entry,
+    Phase,
+    accounts,
+    assumed_baselines,
+    attribute,
+    budget_on,
+    differences,
+    reconcile,
+    rooms,
+)
 
 GIB = 1 << 30
 KEPT = 1 * GIB
@@ -198,6 +208,9 @@ BASE = 3
         (7, [entry(measured=6)], [4]),
         # Several that are up: nobody knows whose it is.
         (20, [entry(measured=6), entry("embed", 5, 4)], [6, 4]),
+        # But one of them was up before it was ever measured.
+        (13, [entry(measured=6), entry("embed", 5)], [6, 4]),
+        (20, [entry(measured=6), entry("embed", 5)], [6, 5]),
         # Less than they had: it cannot be.
         (8, [entry(measured=6), entry("embed", 5, 4)], [6, 2]),
         (0, [entry(measured=6), entry("embed", 5, 4)], [0, 0]),
@@ -221,6 +234,26 @@ def test_of_several_that_load_the_highest_baseline_counts():
 def test_an_engine_without_a_baseline_keeps_its_figure():
     one = entry(measured=6, phase=LOADING)
     assert differences(gpu(20, processes=None), [one], {}) == {("chat", 0): 6 * GIB}
+
+
+def test_who_is_down_holds_nothing_of_a_gpu_that_shows_no_processes():
+    """A stranger came as it was stopped. Result: what seems not to be released is foreign."""
+    down, chat, embed = entry("down", 0, 3, Phase.RESERVED), entry(measured=6), entry("embed", 5, 3)
+    baselines = {chat.key: 0, embed.key: 0}
+    found = reconcile(reading(gpu(12, processes=None)), [down, chat, embed], {}, baselines)
+    assert [one.measured for one in found] == [0, 6 * GIB, 3 * GIB]
+
+
+def test_adopted_engines_are_taken_to_use_what_they_reserved():
+    """A new daemon knows no baselines. Result: foreign is what is used beyond all reservations."""
+    chat, embed, next_one = entry(), entry("embed", 5), entry("next", 4, phase=Phase.RESERVED)
+    for used, foreign, charged in ((9, 0, (6, 3)), (22, 3, (10, 5))):
+        measured = reading(gpu(used, processes=None))
+        baselines = assumed_baselines(measured, [chat, embed, next_one])
+        assert set(baselines) == {chat.key, embed.key}
+        found = reconcile(measured, [chat, embed, next_one], {}, baselines)
+        assert [round(one.measured / GIB) for one in found] == [*charged, 0]
+        assert round(account(used, *found).foreign / GIB) == foreign + (0 if used == 9 else 4)
 
 
 def test_a_start_a_pause_and_a_stop_add_up():
