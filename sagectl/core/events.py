@@ -263,6 +263,14 @@ class MemoryReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryExceeded:
+    """It holds more GPU memory than it was given, and is to be restarted for that."""
+
+    generation: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class GpuFailed:
     """A GPU that it uses is gone: whatever it still does, it cannot work."""
 
@@ -333,6 +341,7 @@ Event = (
     | Exited
     | TreeEmpty
     | MemoryReleased
+    | MemoryExceeded
     | GpuFailed
     | TreeStubborn
     | TimerFired

@@ -14,6 +14,28 @@ DISTURBANCES = 3
 """So many starts in a row may be broken by neighbours before that is held against the engine."""
 
 
+def up(engine: Engine, event: ev.MemoryNeeded | ev.MemoryLacking | ev.MemoryGranted, now: Moment) -> Step:
+    """On the way up."""
+    match event:
+        case ev.MemoryNeeded():
+            return moves.queue_for_memory(engine, now) if engine.sub is Sub.PREFLIGHT else (engine, ())
+        case ev.MemoryLacking():
+            return lacking(engine, event)
+        case ev.MemoryGranted():
+            return granted(engine, event)
+
+
+def down(engine: Engine, event: ev.MemoryReleased | ev.MemoryExceeded | ev.GpuFailed, now: Moment) -> Step:
+    """On the way down, or what leads there."""
+    match event:
+        case ev.MemoryReleased():
+            return released(engine, event, now)
+        case ev.MemoryExceeded():
+            return exceeded(engine, event)
+        case ev.GpuFailed():
+            return gpu_failed(engine, event)
+
+
 def lacking(engine: Engine, event: ev.MemoryLacking) -> Step:
     if not engine.memory_wanted or engine.sub is not Sub.QUEUED:
         return engine, ()
@@ -52,6 +74,14 @@ def released(engine: Engine, event: ev.MemoryReleased, now: Moment) -> Step:
         return engine, ()
     after, actions = moves.settle(engine, now)
     return after, (Record("not-released", event.late, "warning"), *actions) if event.late else actions
+
+
+def exceeded(engine: Engine, event: ev.MemoryExceeded) -> Step:
+    """A failure like any other: with backoff and a limit, or it would be restarted for ever."""
+    if engine.state is not State.ACTIVE:
+        return engine, ()
+    outcome = Outcome(Sub.UNHEALTHY, event.text)
+    return moves.drain(replace(engine, outcome=outcome, reason=event.text), None)
 
 
 def gpu_failed(engine: Engine, event: ev.GpuFailed) -> Step:

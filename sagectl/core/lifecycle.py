@@ -71,12 +71,8 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
             return moves.preflight(engine) if _awaits_dependencies(engine) else (engine, ())
         case ev.DependenciesWaiting():
             return _keep_waiting(engine, event)
-        case ev.MemoryNeeded():
-            return moves.queue_for_memory(engine, now) if engine.sub is Sub.PREFLIGHT else (engine, ())
-        case ev.MemoryLacking():
-            return holding.lacking(engine, event)
-        case ev.MemoryGranted():
-            return holding.granted(engine, event)
+        case ev.MemoryNeeded() | ev.MemoryLacking() | ev.MemoryGranted():
+            return holding.up(engine, event, now)
         case ev.PreflightPassed():
             return _preflight_passed(engine, event, now)
         case ev.PreflightRefused():
@@ -97,10 +93,8 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
             return _exited(engine, event, now)
         case ev.TreeEmpty():
             return _tree_empty(engine, now)
-        case ev.MemoryReleased():
-            return holding.released(engine, event, now)
-        case ev.GpuFailed():
-            return holding.gpu_failed(engine, event)
+        case ev.MemoryReleased() | ev.MemoryExceeded() | ev.GpuFailed():
+            return holding.down(engine, event, now)
         case ev.TreeStubborn():
             return _stubborn(engine, event)
         case ev.TimerFired():

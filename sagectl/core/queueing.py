@@ -4,6 +4,7 @@
    granted counts at once for those after it.
 2. Nobody overtakes on a GPU: what somebody with more right waits for is not given to anybody else, be it
    enough for him or not. Elsewhere he may start, so that a large engine does not hold up the whole machine.
+   Who waits for nothing but his kind's budget holds up his own kind alone.
 3. One at a time on a GPU: while an engine loads there, or gives memory back, no other one starts. Where it is
    placed does not depend on that; it waits for its turn.
 """
@@ -64,7 +65,7 @@ def decide(
         busy: GPU → who loads or gives back there, with the verb: "chat is loading".
     """
     verdicts: list[Verdict] = []
-    claims: dict[int, str] = {}
+    claims: dict[tuple[int, str], str] = {}
     turns = dict(busy)
     for one in in_order(waiting):
         wanted = one.wanted
@@ -72,13 +73,16 @@ def decide(
             verdicts.append(Verdict(one.engine_id, reason=never.reason, never=True, room=never))
             continue
         now = rooms(wanted)
-        found = place(wanted, [_closed(room, claims) for room in now])
+        mine = {gpu: name for (gpu, kind), name in claims.items() if kind in ("", wanted.kind)}
+        found = place(wanted, [_closed(room, mine) for room in now])
         if isinstance(found, NoRoom):
             wish = place(wanted, now)
-            verdict = _waits(one, wish, found, claims)
+            verdict = _waits(one, wish, found, mine)
             # Who only waits behind somebody has no claim to GPUs that he would not choose.
             for gpu in wish.claimed if isinstance(wish, NoRoom) else wish.gpu_ids:
-                claims.setdefault(gpu, wanted.name)
+                claims.setdefault((gpu, wanted.kind), wanted.name)
+                if not _only_by_budget(wanted, now):
+                    claims.setdefault((gpu, ""), wanted.name)
         elif loading := [turns[gpu] for gpu in found.gpu_ids if gpu in turns]:
             names = tuple(dict.fromkeys(text.split(" ", 1)[0] for text in loading))
             where = _on(found.gpu_ids)
@@ -89,6 +93,11 @@ def decide(
             return [*verdicts, Verdict(one.engine_id, placement=found)]
         verdicts.append(verdict)
     return verdicts
+
+
+def _only_by_budget(wanted: Wanted, rooms: Sequence[Room]) -> bool:
+    """It would fit, were it not for its kind's budget: other kinds need not wait for it."""
+    return isinstance(place(wanted, [replace(room, budget_left=None) for room in rooms]), Placement)
 
 
 def _closed(room: Room, claims: Mapping[int, str]) -> Room:

@@ -72,4 +72,4 @@ class Exceeding:
         if engine.spec.on_exceed is OnExceed.STOP:
             self._supervisor.post(engine.id, ev.StopRequested(why=f"stopped: {why}"))
         else:
-            self._supervisor.post(engine.id, ev.RestartRequested(by_user=False, why=f"restarted: {why}"))
+            self._supervisor.post(engine.id, ev.MemoryExceeded(engine.generation, why))

@@ -12,6 +12,8 @@ from sagectl.system.store import Store
 FACT = "footprints"
 MOST = 500
 """Footprints kept; the one that was confirmed longest ago is dropped first."""
+SINKS = 0.9
+"""By how much at most a run lowers what an earlier one took: it may have been idle."""
 WORTH_A_WRITE = 1.005
 """A peak that is this much higher than the one known is written down."""
 
@@ -19,7 +21,7 @@ WORTH_A_WRITE = 1.005
 class Footprints:
     """`footprint_key` → bytes on the fullest GPU, kept in the database.
 
-    A peak is never lowered by a later measurement of the same process, but replaced by that of the next.
+    A peak is never lowered by a later measurement of the same process, and by that of the next one slowly.
     """
 
     def __init__(self, store: Store, written: Callable[[], None]) -> None:
@@ -53,6 +55,8 @@ class Footprints:
         known, *of = self._known.get(key, [0])
         if of == run and peak <= known * WORTH_A_WRITE:
             return
+        if of != run:
+            peak = max(peak, int(known * SINKS))
         self._known.pop(key, None)
         self._known[key] = [max(peak, held.floor), *run]
         while len(self._known) > MOST:

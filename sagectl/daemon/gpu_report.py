@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sagectl.config.settings import GpuSettings
 from sagectl.core import ledger
 from sagectl.core.engine import Engine, EngineSpec
 from sagectl.core.gpu import Gpu, GpuProcess
 from sagectl.core.ledger import Account, Entry
 from sagectl.core.placement import Need, Wanted
 from sagectl.core.queueing import in_order
-from sagectl.core.sizes import GIB
+from sagectl.core.sizes import GIB, gib
 from sagectl.core.sizing import Demand
 from sagectl.daemon.memory import GpuMemory
 
@@ -124,6 +125,27 @@ def needed_gb(memory: GpuMemory, wanted: Wanted) -> float | None:
     """GiB on the GPU that gives most, of the largest GPU where a share is asked for."""
     largest = max((gpu.total for gpu in memory.reading.gpus), default=0)
     return gb(max((need.on(largest) for need in wanted.layouts[0].needs), default=0))
+
+
+def overdrawn(memory: GpuMemory, settings: GpuSettings) -> tuple[str, ...]:
+    """What already runs and would not fit these settings any more. It goes on all the same."""
+    found = []
+    for account in ledger.accounts(memory.reading, memory.entries(), settings.reserve):
+        index, total = account.gpu.index, account.gpu.total
+        if settings.reserve >= total:
+            found.append(
+                f"GPU {index}: `reserve` is {gib(settings.reserve)} of {gib(total)}: nothing can start"
+            )
+        for kind, budget in sorted(settings.budgets.items()):
+            size, held = ledger.budget_on(budget, total), account.held_by(kind)
+            if held > size:
+                names = ", ".join(e.engine for e in account.entries if e.kind == kind)
+                found.append(
+                    f"GPU {index}: the budget of {kind} is {gib(size)}, and {names} "
+                    f"{'holds' if ',' not in names else 'hold'} {gib(held)}: what runs goes on, and what is "
+                    "started from now on must fit"
+                )
+    return tuple(found)
 
 
 def explanation(memory: GpuMemory, engine: Engine) -> dict[str, Any]:

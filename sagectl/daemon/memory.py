@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Protocol
 
@@ -18,16 +18,16 @@ from sagectl.config.machine import usable_cpus
 from sagectl.config.settings import GpuSettings
 from sagectl.core import events as ev
 from sagectl.core import ledger, queueing, sizing
-from sagectl.core.engine import Engine, Reservation, State, Sub
+from sagectl.core.engine import Desired, Engine, Reservation, State, Sub
 from sagectl.core.gpu import GpuReading
 from sagectl.core.ledger import Account, Entry, Key
 from sagectl.core.placement import NoRoom, Room, Wanted, place
 from sagectl.core.queueing import Verdict, Waiting
-from sagectl.core.sizes import gib
 from sagectl.core.sizing import Demand
 from sagectl.daemon import environment
 from sagectl.daemon.exceeding import Exceeding
 from sagectl.daemon.footprints import Footprints
+from sagectl.daemon.releases import Releases
 from sagectl.daemon.supervisor import Supervisor
 from sagectl.plugin import Refusal
 from sagectl.system.journal import Journal
@@ -42,8 +42,6 @@ UNMANAGED = 60.0
 """The same where there is no GPU: a driver may come up later than we do."""
 SLOW = 5.0
 """After so many seconds a driver that does not answer is in trouble; what was known last goes on."""
-PATIENCE = 10.0
-"""So long the driver may list processes that have ended, or hold their memory."""
 
 
 class Meter(Protocol):
@@ -61,14 +59,6 @@ class Owning(Protocol):
     """Tells which engine a process belongs to."""
 
     def of(self, pids: Iterable[int]) -> Mapping[str, set[int]]: ...
-
-
-@dataclass(slots=True)
-class _Release:
-    """An engine whose processes have ended, and what the driver said before."""
-
-    generation: int
-    since: float
 
 
 class GpuMemory:
@@ -100,7 +90,7 @@ class GpuMemory:
         self._footprints = footprints
         self._exceeding = Exceeding(supervisor, journal)
         self._demands: dict[str, tuple[int, Demand]] = {}
-        self._releases: dict[str, _Release] = {}
+        self._releases = Releases(supervisor)
         self._disturbers: dict[int, tuple[str, float]] = {}
         self._baselines: dict[Key, int] = {}
         self._trees: Mapping[str, set[int]] = {}
@@ -126,7 +116,18 @@ class GpuMemory:
             self.close()
             self._meter = self._make_meter(settings)
             await self._measure()
+            self._try_again()
+        elif before != settings:
+            self._try_again()
         self.kick()
+
+    def _try_again(self) -> None:
+        """Other budgets or GPUs: what could never be placed may be, now."""
+        for engine in list(self._supervisor):
+            refused = engine.sub is Sub.PREFLIGHT_FAILED and engine.desired is Desired.RUNNING
+            asked = self.asked(engine) if refused else None
+            if asked is not None and self.impossible(asked) is None:
+                self._supervisor.post(engine.id, ev.StartRequested(by_user=False))
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -169,7 +170,7 @@ class GpuMemory:
 
     def await_release(self, engine: Engine) -> None:
         """All of its processes have ended. → MemoryReleased."""
-        self._releases[engine.id] = _Release(engine.generation, asyncio.get_running_loop().time())
+        self._releases.begin(engine)
         self.kick()
 
     def changed(self, engine: Engine) -> None:
@@ -193,20 +194,13 @@ class GpuMemory:
             **(self._meter.environment() if self._meter else {}),
         }
 
-    def overdrawn(self, settings: GpuSettings) -> tuple[str, ...]:
-        """What already runs and would not fit these settings any more. It goes on all the same."""
-        found = []
-        for account in ledger.accounts(self.reading, self.entries(), settings.reserve):
-            for kind, budget in sorted(settings.budgets.items()):
-                size, held = ledger.budget_on(budget, account.gpu.total), account.held_by(kind)
-                if held > size:
-                    names = ", ".join(e.engine for e in account.entries if e.kind == kind)
-                    found.append(
-                        f"GPU {account.gpu.index}: the budget of {kind} is {gib(size)}, and {names} "
-                        f"{'holds' if ',' not in names else 'hold'} {gib(held)}: what runs goes on, and what "
-                        "is started from now on must fit"
-                    )
-        return tuple(found)
+    def lacking(self, asked: Demand) -> Refusal | None:
+        """Why an engine would have to wait now, if it asked for this instead of what it has."""
+        found = place(asked.wanted, self._rooms(asked.wanted))
+        if not isinstance(found, NoRoom):
+            return None
+        remedy = "stop something else first, or restart it all the same: it then waits for the memory"
+        return Refusal(f"the memory for it is not there: {found.reason}", remedy, found.arithmetic)
 
     def cpus(self, engine: Engine) -> tuple[int, ...] | None:
         """The CPUs next to an engine's GPUs; None where that is no choice."""
@@ -239,7 +233,7 @@ class GpuMemory:
 
     def forget(self, engine_id: str) -> None:
         """The engine is gone."""
-        for known in (self._demands, self._releases, self.verdicts):
+        for known in (self._demands, self.verdicts):
             known.pop(engine_id, None)
 
     def disturbed(self, engine: Engine) -> str:
@@ -343,7 +337,7 @@ class GpuMemory:
 
     def _act(self) -> None:
         self._fail_engines_on_lost()
-        self._watch_releases()
+        self._releases.watch(self.reading, self.measured)
         while self._grant_one():
             pass
         running = [e for e in self._supervisor if e.state is State.ACTIVE and e.reservation is not None]
@@ -353,9 +347,7 @@ class GpuMemory:
 
     def _let_go(self) -> None:
         """A reload left no GPUs to manage: nobody waits for their memory any more, or for its release."""
-        released, self._releases = self._releases, {}
-        for engine_id, release in released.items():
-            self._supervisor.post(engine_id, ev.MemoryReleased(release.generation))
+        self._releases.let_go()
         for one in self.waiting():
             self._supervisor.post(one.engine_id, ev.RestartRequested(by_user=False))
 
@@ -414,30 +406,6 @@ class GpuMemory:
         """What is foreign as an engine begins to take or to give: attribution by difference starts there."""
         foreign = {account.gpu.index: account.foreign for account in self.accounts()}
         self._baselines.update(((engine.name, gpu), foreign.get(gpu, 0)) for gpu in reservation.gpu_ids)
-
-    def _watch_releases(self) -> None:
-        now = asyncio.get_running_loop().time()
-        for engine_id, release in list(self._releases.items()):
-            engine = self._supervisor.get(engine_id)
-            if engine is None or engine.generation != release.generation or engine.sub is not Sub.RELEASING:
-                del self._releases[engine_id]
-                continue
-            lacking = self._not_released(engine)
-            if lacking and now - release.since < PATIENCE and not self.reading.trouble:
-                continue
-            del self._releases[engine_id]
-            late = f"{lacking} {PATIENCE:g} s after its last process ended" if lacking else ""
-            self._supervisor.post(engine_id, ev.MemoryReleased(release.generation, late))
-
-    def _not_released(self, engine: Engine) -> str:
-        """What the driver still says of an engine none of whose processes lives; "" for nothing."""
-        assert engine.reservation is not None
-        for index in engine.reservation.gpu_ids:
-            gpu = self.reading.gpu(index)
-            size = self.measured.get((engine.name, index), 0)
-            if gpu is not None and not gpu.lost and size:
-                return f"the driver still says that it holds {gib(size)} of GPU {index}"
-        return ""
 
 
 def phase(engine: Engine) -> ledger.Phase:

@@ -43,6 +43,9 @@ class Gpus(Protocol):
     def impossible(self, asked: Demand) -> Refusal | None:
         """Why no waiting could help."""
 
+    def lacking(self, asked: Demand) -> Refusal | None:
+        """Why it would have to wait now."""
+
     def demand(self, engine: Engine, asked: Demand) -> None:
         """Note what an engine needs."""
 
@@ -132,6 +135,10 @@ class Preflight:
             return first
         note = f"an earlier run took {gib(first.needed)}, which can never be placed here and is not asked for"
         return replace(asked, notes=(*asked.notes, note))
+
+    def lacking(self, asked: Demand) -> Refusal | None:
+        """Why an engine that runs would have to wait, if it were restarted to ask for this."""
+        return self._gpus.lacking(asked)
 
     async def unplaceable(self, spec: EngineSpec) -> tuple[Refusal, Demand] | None:
         """Why an engine that is not defined yet could never be placed here, and what it asks for.
@@ -250,7 +257,10 @@ class Preflight:
 async def inspect(preflight: Preflight, engine: Engine) -> Refusal | None:
     """Would this engine start? Used before a reload stops what runs."""
     answer = await preflight.check(engine)
-    if isinstance(answer, Demand) and engine.reservation is not None:
+    if isinstance(answer, Demand):
+        lacking = preflight.lacking(answer)
+        if lacking is not None or engine.reservation is None:
+            return lacking
         answer = await preflight.plan(engine)
     return answer if isinstance(answer, Refusal) else None
 

@@ -20,7 +20,7 @@ from sagectl.core import events as ev
 from sagectl.core.engine import Engine, Moment, State, Sub
 from sagectl.core.exits import unasked
 from sagectl.core.times import counted, rfc3339
-from sagectl.daemon import environment
+from sagectl.daemon import environment, gpu_report
 from sagectl.daemon.control import Control
 from sagectl.daemon.effects import Effects, World
 from sagectl.daemon.ending import Ending
@@ -122,7 +122,7 @@ class Runtime:
             self.preflight,
         )
         self.reloader.attach(
-            self.control, lambda config: self.memory.overdrawn(config.gpu), self.memory.quiet
+            self.control, lambda config: gpu_report.overdrawn(self.memory, config.gpu), self.memory.quiet
         )
 
     def _gpu_memory(self) -> GpuMemory:

@@ -24,6 +24,7 @@ from sagectl.core.engine import Engine, EngineSpec, Reservation, RestartPolicy, 
 from sagectl.core.events import (
     Exited,
     GpuFailed,
+    MemoryExceeded,
     MemoryGranted,
     MemoryLacking,
     MemoryNeeded,
@@ -180,6 +181,17 @@ def test_a_start_that_a_neighbour_broke_is_not_counted_three_times() -> None:
     play >> MemoryReleased(4) << SetTimer(4, Timer.BACKOFF, 0.1)
     assert play << "activating (backoff)"
     assert (play.engine.restart_count, play.engine.disturbances) == (1, 3)
+
+
+def test_an_overrun_is_a_failure_with_a_limit() -> None:
+    found = Life(replace(SPEC, restart=RestartPolicy(delay=0, limit=2)), Behaviour(reservation=ANY_GPU))
+    found.tell(StartRequested())
+    for _ in range(3):
+        found.until("active (ready)")
+        found.tell(MemoryExceeded(found.engine.generation, "it holds 4 GiB, where 2 are reserved"))
+        found.until("deactivating (releasing)")
+    found.until("failed (start-limit)")
+    assert found.engine.reason.startswith("it holds 4 GiB, where 2 are reserved")
 
 
 def test_a_gpu_that_fails_ends_the_engine_whatever_it_still_does() -> None:

@@ -106,3 +106,22 @@ def test_who_restarts_has_its_place_before_older_ones_of_its_priority() -> None:
     again = replace(waiting("again", 20, since=9), keeps=True)
     ones = [waiting("old", 20), again, waiting("high", 20, "high", since=10)]
     assert [one.wanted.name for one in in_order(ones)] == ["high", "again", "old"]
+
+
+def test_who_waits_for_his_kinds_budget_holds_up_no_other_kind() -> None:
+    """The llm budget is used up; an embedding engine comes later, and so does another llm engine."""
+    first, second = waiting("first", 6), waiting("second", 2, since=2.0)
+    other = replace(
+        waiting("other", 4, since=1.0), wanted=replace(waiting("other", 4).wanted, kind="embedding")
+    )
+
+    def rooms(wanted: Wanted) -> list[Room]:
+        left = 3 * GIB if wanted.kind == "llm" else None
+        return [replace(room, budget_left=left) for room in machine(20)]
+
+    found = decide([first, other, second], rooms, lambda _: machine(TOTAL), {})
+    by_name = {one.engine_id.removeprefix("id-"): one for one in found}
+    assert "budget of llm" in by_name["first"].reason
+    assert by_name["other"].placement is not None
+    found = decide([first, second], rooms, lambda _: machine(TOTAL), {})
+    assert found[1].reason == "waiting behind first, which waits for memory on GPU 0"
