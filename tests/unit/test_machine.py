@@ -33,6 +33,7 @@ from sagectl.core.events import (
     Event,
     Exited,
     GpuFailed,
+    MemoryExceeded,
     MemoryGranted,
     MemoryLacking,
     MemoryNeeded,
@@ -257,9 +258,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.go_on(then)
 
     @precondition(lambda self: self.engine.reservation)
-    @rule(then=st.integers(0, 3))
-    def a_gpu_fails(self, then: int) -> None:
-        self.tell(GpuFailed(self.engine.generation, "GPU 0 is lost"))
+    @rule(kind=st.sampled_from([GpuFailed, MemoryExceeded]), then=st.integers(0, 3))
+    def a_gpu_fails_or_is_overrun(self, kind: type[GpuFailed | MemoryExceeded], then: int) -> None:
+        self.tell(kind(self.engine.generation, "GPU 0 is lost, or too much of it is held"))
         self.go_on(then)
 
     @precondition(lambda self: self.world.main)
