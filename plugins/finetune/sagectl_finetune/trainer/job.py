@@ -153,6 +153,14 @@ class _Run:
         conduct = loops.Conduct(loop, self._settings, self._records, self._made_with)
         loop.add_callback(conduct)
         self._stop.enter("training")
+        self._records.progress(
+            loop.meter.first,
+            self._total,
+            None,
+            phase="training",
+            batch_size=self._settings.batch_size,
+            gradient_accumulation_steps=self._settings.gradient_accumulation_steps,
+        )
         _reached = True
         notify.status("")
         try:

@@ -143,7 +143,7 @@ def _train(settings: Settings, asked: Settings, stop: Stop, begin: checkpoints.C
         # Whatever torch raises for memory that ran out; all else goes on its way.
         if not exhausted.is_memory(error):
             raise
-        traceback.print_exc()
+        traceback.print_exc(limit=-4)  # where in the model; the way there is long
         text = str(error).splitlines()[0] if str(error) else "MemoryError"
         trained = job.reached_training()
     return _out_of_memory(settings, asked, stop, text, trained=trained)

@@ -11,6 +11,8 @@ SPEED_OVER = 20
 JUMP = 5.0
 """A loss this many times the mean of the last ones is an event."""
 JUMP_OVER = 20
+KNOWN = 3
+"""Losses that have to be known before one can jump."""
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class Meter:
             return "the loss is infinite"
         known, self._losses = self._losses, [*self._losses[1 - JUMP_OVER :], loss]
         mean = sum(known) / len(known) if known else 0.0
-        if len(known) >= JUMP_OVER // 2 and mean > 0 and loss > JUMP * mean:
+        if len(known) >= KNOWN and mean > 0 and loss > JUMP * mean:
             return f"the loss jumped to {loss:.4g}, its mean was {mean:.4g}"
         return None
 
