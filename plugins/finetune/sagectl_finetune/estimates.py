@@ -15,7 +15,10 @@ from sagectl_finetune.options import FinetuneOptions
 from sagectl_models.trained_model import TrainedModel, model_of
 from sagectl_models.training_memory import TrainingSetup, estimate, margin
 
-MODULES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+MODULES = (
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("tensorboard", "wandb", "mlflow"),
+)
 """What training may need of the interpreter."""
 NO_GPU = Shape(ranks=())
 
@@ -108,7 +111,7 @@ def _notes(request: Request, facts: Facts, model: TrainedModel) -> list[str]:
     if options.optimizer.startswith("paged"):
         notes.append("a paged optimizer is counted as if it stayed on the GPU")
     found = facts.interpreter(InterpreterQuery(request.python, MODULES))
-    quantised = model.stored is not None or options.stored != "none" or options.optimizer.endswith("8bit")
+    quantised = model.stored is not None or options.stored != "none" or options.optimizer != "adamw"
     needed = ["torch", "transformers", *(["peft"] if options.method != "full" else [])]
     needed += ["bitsandbytes"] if quantised else []
     missing = [name for name in needed if found.modules.get(name) is None]

@@ -1,8 +1,10 @@
-"""`FinetuneKind`: estimates the memory of fine-tuning. This version has no trainer, and says so."""
+"""`FinetuneKind`: what fine-tuning needs, how its trainer is launched, how far it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sagectl.plugin import (
     Diagnosis,
@@ -10,14 +12,13 @@ from sagectl.plugin import (
     FactQuery,
     Facts,
     FailureReport,
-    InterpreterQuery,
     LaunchPlan,
     MemoryEstimate,
     Mode,
     Progress,
     Refusal,
 )
-from sagectl_finetune import estimates
+from sagectl_finetune import diagnoses, estimates, planning
 from sagectl_finetune.options import FinetuneOptions
 
 
@@ -25,7 +26,7 @@ class FinetuneKind:
     """A job that adapts a language model to data."""
 
     name = "finetune"
-    summary = "LoRA, QLoRA or full fine-tuning of a language model (this version estimates its memory only)"
+    summary = "LoRA, QLoRA or full fine-tuning of a language model"
     mode = Mode.RUN
     options = FinetuneOptions
     default_port: int | None = None
@@ -35,27 +36,43 @@ class FinetuneKind:
         return False
 
     def facts(self, request: EngineRequest[FinetuneOptions]) -> Sequence[FactQuery]:
-        """The interpreter's modules, and what the base model's files say."""
+        """The interpreter's modules, what the base model's files say, and what lies at the paths."""
         model = estimates.checkpoint(request)
-        modules = InterpreterQuery(request.python, estimates.MODULES)
-        return (modules,) if model is None else (modules, model)
+        asked = planning.facts(request)
+        return asked if model is None else (*asked, model)
 
     def estimate(self, request: EngineRequest[FinetuneOptions], facts: Facts) -> MemoryEstimate | Refusal:
         """What the job needs on each GPU."""
         return estimates.of(request, facts)
 
     def plan(self, request: EngineRequest[FinetuneOptions], facts: Facts) -> LaunchPlan | Refusal:
-        """Refused: there is no trainer in this version."""
-        return Refusal(
-            "this version of sagectl estimates the memory of fine-tuning, and does not train yet",
-            f"see what it would need: `sagectl estimate {request.model or 'MODEL'} "
-            f"--method {request.options.method}`",
-        )
+        """How to launch the trainer, or what is missing."""
+        return planning.plan(request, facts)
 
     def explain(self, request: EngineRequest[FinetuneOptions], failure: FailureReport) -> Diagnosis | None:
-        """Nothing runs, so that nothing fails."""
-        return None
+        """Recognise the trainer's exit codes, and its own and torch's words for what went wrong."""
+        return diagnoses.explain(request, failure)
 
     def progress(self, text: str) -> Progress | None:
-        """Nothing runs."""
-        return None
+        """Read what the trainer says of its steps."""
+        try:
+            found: Any = json.loads(text)
+        except ValueError:
+            return None
+        if not isinstance(found, dict) or not isinstance(found.get("done"), int | float):
+            return None
+        total, eta = found.get("total"), found.get("eta_seconds")
+        details = found.get("details")
+        return Progress(
+            done=found["done"],
+            total=total if isinstance(total, int | float) else None,
+            unit="steps",
+            eta_seconds=eta if isinstance(eta, int | float) else None,
+            details=_scalars(details) if isinstance(details, dict) else {},
+        )
+
+
+def _scalars(details: Mapping[str, Any]) -> dict[str, str | int | float | bool | None]:
+    return {
+        key: value for key, value in details.items() if value is None or isinstance(value, str | int | float)
+    }

@@ -10,7 +10,7 @@ from sagectl_models.training_memory import ALL_LINEAR
 
 _POSITIVE = (
     *("lora_rank", "lora_alpha", "batch_size", "gradient_accumulation_steps", "max_length", "max_steps"),
-    "yield_on_queue",
+    *("yield_on_queue", "save_steps", "early_stopping", "threads"),
 )
 _MOST = 2**24
 """Larger numbers of rows, tokens or ranks are slips of the finger."""
@@ -41,6 +41,10 @@ class FinetuneOptions:
     max_length: int = option(
         "tokens of a row; what is longer is cut", default=512, aliases=("max_seq_length",)
     )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = option(
+        "how the rows of the data are laid out; auto: by their columns", default="auto"
+    )
+    skip_bad_rows: bool = option("go on without rows that cannot be used, instead of refusing", default=False)
     packing: bool = option("fill rows with several examples", default=False)
     quantization: Literal["nf4", "int8", 4, 8] | None = option(
         "the base in 4 bits (nf4, or 4) or 8 (int8, or 8), through bitsandbytes; default: nf4 with qlora, "
@@ -64,6 +68,38 @@ class FinetuneOptions:
         default="adamw",
         aliases=("optim",),
     )
+    weight_decay: float = option("how much the optimizer shrinks weights at each step", default=0.0)
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
+        "how the learning rate goes down", default="linear", aliases=("lr_scheduler_type",)
+    )
+    warmup: float = option(
+        "steps until the learning rate is reached; below 1: a share of all steps",
+        default=0.0,
+        aliases=("warmup_steps", "warmup_ratio"),
+    )
+    eval_split: float = option(
+        "share of the rows that is not trained on, and evaluated at each checkpoint", default=0.0
+    )
+    early_stopping: int | None = option(
+        "end after this many evaluations that got no better; the result is then the best one; default: never",
+        default=None,
+    )
+    save_steps: int = option("steps between checkpoints", default=100)
+    keep: int = option("checkpoints that are kept, at least 2", default=2, aliases=("save_total_limit",))
+    resume_from_checkpoint: bool | str = option(
+        "true: go on from the job's newest valid checkpoint; false: each start begins anew; "
+        "a directory: begin there where the job has none of its own",
+        default=True,
+    )
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
+        "where figures go beside sagectl's own; these have to be installed", default=()
+    )
+    on_nan: Literal["warn", "stop"] = option(
+        "what happens when the loss is no number: an event, or the job fails too", default="warn"
+    )
+    merge: bool = option("write a whole model with the adapter in it, not the adapter alone", default=False)
+    threads: int | None = option("CPU threads; default: torch's own choice", default=None)
+    trust_remote_code: bool = option("run Python code that the model brings", default=False)
     seed: int = option("of everything random", default=42)
     policy: Literal["queue", "shared", "preempt"] = option(
         "what happens where it does not fit: wait, run within the kind's budget, or take the place of others",
@@ -84,6 +120,7 @@ class FinetuneOptions:
             raise ValueError(f"learning_rate: {self.learning_rate:g} is not above 0 and below 10")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout: {self.lora_dropout:g} is no share; write 0 or more, below 1")
+        self._check_numbers()
         for name in ("dataset", "output"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name}: is empty; write a path")
@@ -98,6 +135,21 @@ class FinetuneOptions:
         if self.quantization is None and self.method != "qlora":
             return "none"
         return "nf4-double" if self.double_quantization else "nf4"
+
+    def _check_numbers(self) -> None:
+        if not 2 <= self.keep <= _MOST:
+            raise ValueError(f"keep: {self.keep} is not at least 2; the newest may turn out to be damaged")
+        if not 0 <= self.eval_split < 1:
+            raise ValueError(f"eval_split: {self.eval_split:g} is no share; write 0 or more, below 1")
+        if self.early_stopping is not None and not self.eval_split:
+            raise ValueError("early_stopping: needs evaluations; set eval_split = 0.1, say")
+        if not 0 <= self.warmup <= _MOST:
+            raise ValueError(f"warmup: {self.warmup:g} is not between 0 and {_MOST:,}")
+        if not 0 <= self.weight_decay < 1:
+            raise ValueError(f"weight_decay: {self.weight_decay:g} is not at least 0 and below 1")
+        named = self.resume_from_checkpoint
+        if isinstance(named, str) and not named.startswith("/"):
+            raise ValueError(f"resume_from_checkpoint: {named!r} is no absolute path; write true, or one")
 
     def _check_targets(self) -> None:
         wanted = self.target_modules
@@ -114,7 +166,9 @@ class FinetuneOptions:
             raise ValueError("use_8bit: contradicts quantization; remove one of them")
         if self.method != "full":
             return
-        for name in ("quantization", "use_8bit"):
+        for name in ("quantization", "use_8bit", "merge"):
+            if name == "merge" and self.merge:
+                raise ValueError('merge: method = "full" has no adapter to merge; remove it')
             if getattr(self, name):
                 raise ValueError(
                     f'{name}: quantised weights cannot be trained; remove it, or set method = "qlora"'

@@ -1,0 +1,229 @@
+"""One run in this process: from the data and the base model to the final model."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from sagectl_finetune.trainer import agreement, checkpoints, files, model, notify, result, rows
+from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over, steps_of
+from sagectl_finetune.trainer.records import Records, say
+from sagectl_finetune.trainer.settings import COMPLETED, STOPPED, Refused, Settings
+from sagectl_finetune.trainer.stopping import Stop
+
+_reached = False
+
+
+def reached_training() -> bool:
+    """Whether the first step began: a smaller batch does not help before."""
+    return _reached
+
+
+def preflight(settings: Settings) -> dict[str, Any]:
+    """What can be said without the model's weights: the data, the steps."""
+    prepared = rows.prepare(settings, model.tokenizer_of(settings))
+    return {**prepared.report, "steps": _steps(settings, prepared)}
+
+
+def _steps(settings: Settings, prepared: rows.Prepared) -> int:
+    return steps_of(
+        len(prepared.train),
+        settings.batch_size * settings.gpus,
+        settings.gradient_accumulation_steps,
+        settings.num_epochs,
+        settings.max_steps,
+    )
+
+
+def train(settings: Settings, stop: Stop, records: Records, begin: checkpoints.Checkpoint | None) -> int:
+    """Train from `begin`, or from the start; the exit code. Raises Refused and Diverged."""
+    step = begin.step if begin else 0
+    _phase(records, step, "reading the data")
+    device = model.device_of(settings)
+    model.cap_memory()
+    tokenizer = model.tokenizer_of(settings)
+    prepared = rows.prepare(settings, tokenizer)
+    total = _steps(settings, prepared)
+    made_with = agreement.made_with(
+        settings,
+        data=prepared.digest,
+        base=model.fingerprint(settings),
+        total=total,
+        versions=model.versions(),
+    )
+    if begin is not None:
+        _agree(settings, begin, made_with)
+    last = records.reset(step)
+    _phase(records, step, "loading the model")
+    dtype = model.compute_dtype(settings, device)
+    say(
+        f"{settings.method} of {settings.model}: {len(prepared.train)} rows, {total} steps, "
+        f"{dtype} on {device}" + (f", going on after step {step}" if begin else "")
+    )
+    run = _Run(settings, stop, records, begin, made_with, total, int(last.get("trained_tokens", 0)))
+    return run.go(tokenizer, prepared, device=device, dtype=dtype)
+
+
+def _phase(records: Records, step: int, text: str, total: int | None = None) -> None:
+    notify.status(text)
+    records.progress(step, total, None, phase=text)
+
+
+def _agree(settings: Settings, begin: checkpoints.Checkpoint, made_with: Mapping[str, Any]) -> None:
+    found = agreement.difference(begin.made_with, made_with)
+    if found is not None:
+        what, why = found
+        raise Refused(
+            f"{begin.path} cannot be gone on from: {what} differs: {why}",
+            f"restore it, or remove {settings.checkpoints} to begin anew",
+        )
+    other = agreement.other_versions(begin.made_with, made_with)
+    if other:
+        say(f"{begin.path} was made with other versions, so the bits may differ: {', '.join(other)}")
+
+
+def _quiet() -> None:
+    """No bars and no advice to programmers in the log."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+
+
+class _Run:
+    """Loads, trains and writes the result."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stop: Stop,
+        records: Records,
+        begin: checkpoints.Checkpoint | None,
+        made_with: Mapping[str, Any],
+        total: int,
+        trained_tokens: int,
+    ) -> None:
+        self._settings, self._stop, self._records = settings, stop, records
+        self._begin, self._made_with, self._total = begin, made_with, total
+        self._trained_tokens = trained_tokens
+
+    def go(self, tokenizer: Any, prepared: rows.Prepared, *, device: str, dtype: str) -> int:
+        """The exit code."""
+        from transformers import set_seed
+
+        from sagectl_finetune.trainer import loop as loops
+
+        _quiet()
+        settings = self._settings
+        set_seed(settings.seed)  # the adapter begins with random numbers
+        trained = model.with_adapter(settings, model.load_base(settings, dtype, device))
+        loop = loops.Loop(
+            model=trained,
+            args=loops.arguments(
+                settings, device=device, dtype=dtype, total=self._total, evaluates=bool(prepared.evaluation)
+            ),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.evaluation or None,
+            data_collator=loops.Collator(tokenizer.pad_token_id, 8 if device == "cuda" else 1),
+            processing_class=tokenizer,
+        )
+        loops.quiet(loop)
+        if not self._train(loops, loop):
+            return STOPPED
+        # All steps are in a checkpoint: from here on a stop costs nothing.
+        self._stop.enter("idle")
+        self._finish(loop, tokenizer, prepared)
+        return COMPLETED
+
+    def _train(self, loops: Any, loop: Any) -> bool:
+        """Whether all steps are done."""
+        global _reached
+        begin = self._begin
+        if begin is not None and (begin.step >= self._total or self._ended_early(begin)):
+            loop._load_from_checkpoint(str(begin.path))
+            return True
+        loop.stop = self._stop
+        loop.meter = Meter(
+            self._total, begin.step if begin else 0, time.monotonic(), trained_tokens=self._trained_tokens
+        )
+        conduct = loops.Conduct(loop, self._settings, self._records, self._made_with)
+        loop.add_callback(conduct)
+        self._stop.enter("training")
+        self._records.progress(
+            loop.meter.first,
+            self._total,
+            None,
+            phase="training",
+            batch_size=self._settings.batch_size,
+            gradient_accumulation_steps=self._settings.gradient_accumulation_steps,
+        )
+        _reached = True
+        notify.status("")
+        try:
+            loop.train(resume_from_checkpoint=str(begin.path) if begin else None)
+        except loops.EndedEarly:
+            return True
+        step = loop.state.global_step
+        if step >= self._total or conduct.ended:
+            return True
+        say(f"stopped after step {step} of {self._total}, with a checkpoint")
+        self._records.progress(step, self._total, None, phase="stopped")
+        return False
+
+    def _ended_early(self, begin: checkpoints.Checkpoint) -> bool:
+        patience = self._settings.early_stopping
+        losses = [loss for _, loss in _evaluations(begin)]
+        return patience is not None and patience_is_over(losses, patience)
+
+    def _finish(self, loop: Any, tokenizer: Any, prepared: rows.Prepared) -> None:
+        settings = self._settings
+        newest = checkpoints.listed(settings.directory)[0][0]
+        step = newest
+        if settings.early_stopping is not None:
+            step = self._load_best(loop, newest)
+        _phase(self._records, newest, "writing the result", self._total)
+        if not loop.is_world_process_zero():
+            return
+        card = {
+            "base_model": settings.model,
+            "method": settings.method,
+            "merged": settings.merge or settings.method == "full",
+            "lora_rank": None if settings.method == "full" else settings.lora_rank,
+            "steps": step,
+            "data": prepared.digest,
+            "job": settings.job,
+            "made_with": dict(self._made_with),
+        }
+        result.write(settings, loop.accelerator.unwrap_model(loop.model), tokenizer, card)
+        say(f"completed: {settings.output}")
+        self._records.progress(newest, self._total, 0.0, phase="completed")
+        self._stop.enter("done")
+        files.replace(
+            settings.done_file, {"output": settings.output, "stop_asked": self._stop.requested}, durable=True
+        )
+
+    def _load_best(self, loop: Any, newest: int) -> int:
+        """Load what the evaluations found best; its step."""
+        directory = self._settings.directory
+        found = checkpoints.examine(directory / f"checkpoint-{newest}")
+        best = best_of(_evaluations(found)) if isinstance(found, checkpoints.Checkpoint) else None
+        if best is None or best == newest:
+            return newest
+        usable = checkpoints.examine(directory / f"checkpoint-{best}")
+        if isinstance(usable, str):
+            say(f"the best checkpoint, of step {best}, is not used: {usable}")
+            return newest
+        say(f"the result is that of step {best}, which the evaluations found best")
+        loop._load_from_checkpoint(str(usable.path))
+        return best
+
+
+def _evaluations(checkpoint: checkpoints.Checkpoint) -> list[tuple[int, float]]:
+    state: Any = files.load(checkpoint.path / "trainer_state.json") or {}
+    return [
+        (entry["step"], entry["eval_loss"]) for entry in state.get("log_history", []) if "eval_loss" in entry
+    ]

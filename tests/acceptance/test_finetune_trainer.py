@@ -1,0 +1,256 @@
+"""The trainer alone: every method, exact resumption, kills, memory that runs out, a loss that is NaN."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagectl_finetune.trainer import checkpoints
+from tests.acceptance.finetuning import Run, write_chats
+
+pytestmark = pytest.mark.heavy
+
+NewRun = Callable[..., Run]
+
+
+@pytest.fixture
+def new_run(transformers_python: str, starter_model: Path, tmp_path: Path) -> Iterator[NewRun]:
+    """Makes runs on the starter model and a small file of chats."""
+    made: list[Run] = []
+    chats = write_chats(tmp_path / "chats.jsonl")
+
+    def make(name: str = "run", **options: Any) -> Run:
+        options = {"model": starter_model, "dataset": chats} | options
+        made.append(Run(transformers_python, tmp_path / name, **options))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.end()
+
+
+def in_engine(python: str, code: str, *words: str) -> Any:
+    """What a piece of code prints as JSON, in the engine's interpreter."""
+    found = subprocess.run([python, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+LOGITS = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+base, result = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(result)
+ids = tokenizer("What is 3 + 1?", return_tensors="pt").input_ids
+before = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+after = AutoModelForCausalLM.from_pretrained(result)(ids).logits
+print(json.dumps([(after - before).abs().max().item(), tokenizer.chat_template is not None]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"method": "lora"}, "adapter_model.safetensors"),
+        ({"method": "lora", "merge": True}, "model.safetensors"),
+        ({"method": "qlora", "stored": "nf4-double"}, "adapter_model.safetensors"),
+        ({"method": "qlora", "stored": "int8", "optimizer": "adamw_8bit"}, "adapter_model.safetensors"),
+        ({"method": "qlora", "stored": "nf4", "merge": True}, "model.safetensors"),
+        ({"method": "full", "lora_dropout": 0.0}, "model.safetensors"),
+    ],
+    ids=["lora", "lora-merged", "qlora-nf4", "qlora-int8", "qlora-merged", "full"],
+)
+def test_every_method_trains_and_its_result_loads(
+    new_run: NewRun, transformers_python: str, starter_model: Path, options: dict[str, Any], weights: str
+) -> None:
+    run = new_run(**options, max_steps=8, learning_rate=1e-3)
+    run.complete()
+    held = {path.name for path in run.output.iterdir()}
+    assert {weights, "tokenizer.json", "chat_template.jinja", "sagectl.json"} <= held
+    assert "README.md" not in held
+    losses = [loss for _, loss, _ in run.losses if loss is not None]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    card = json.loads((run.output / "sagectl.json").read_text())
+    assert (card["base_model"], card["method"]) == (str(starter_model), options["method"])
+    if weights.startswith("adapter"):
+        config = json.loads((run.output / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(starter_model)
+    moved, template = in_engine(transformers_python, LOGITS, str(starter_model), str(run.output))
+    assert moved > 1e-3
+    assert template
+
+
+def test_interrupted_at_random_steps_it_is_bit_identical(new_run: NewRun) -> None:
+    """Five stops, with dropout, evaluations and an epoch's end among the steps; two threads."""
+    options = {"eval_split": 0.2, "save_steps": 6, "threads": 2}
+    whole, broken = new_run("whole", **options), new_run("broken", **options)
+    whole.complete()
+    total = whole.steps
+    chosen = sorted(random.sample(range(1, total - 1), 5))
+    for step in chosen:
+        before = broken.steps
+        broken.start()
+        broken.await_step(max(step, before + 1))
+        assert broken.stop() in (75, 0), (chosen, broken.log)
+        if broken.steps == total:
+            break
+    broken.complete()
+    assert broken.losses == whole.losses, chosen
+    assert broken.weights == whole.weights, chosen
+    assert broken.progress["details"]["trained_tokens"] == whole.progress["details"]["trained_tokens"]
+
+
+def test_killed_at_random_moments_it_loses_at_most_save_steps(new_run: NewRun) -> None:
+    """SIGKILL at random steps, and while a checkpoint is written; nothing has to be repaired."""
+    whole, broken = new_run("whole"), new_run("broken", save_steps=3)
+    whole.complete(save_steps=3)
+    for number in range(8):
+        broken.start()
+        before = broken.steps
+        if number % 2:
+            broken.await_step(before + random.randrange(1, 6))
+        else:
+            half_written = random.choice(("optimizer.pt", "adapter_model.safetensors", "trainer_state.json"))
+            broken.until(lambda name=half_written: _half_written(broken.checkpoints, name))
+        reached = broken.steps
+        broken.end()
+        newest = checkpoints.newest(broken.checkpoints, lambda text: None)
+        saved = newest.step if newest else 0
+        assert reached - saved <= 3, (number, reached, saved)
+    broken.complete()
+    assert broken.weights == whole.weights
+    assert broken.losses == whole.losses
+
+
+def _half_written(directory: Path, name: str) -> bool:
+    for _, path in checkpoints.listed(directory):
+        if (path / name).exists() and not (path / checkpoints.MANIFEST).exists():
+            return True
+    return False
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(new_run: NewRun) -> None:
+    run = new_run()
+    run.start()
+    run.await_step(15)
+    assert run.stop() == 75
+    (newest, path), (older, _) = checkpoints.listed(run.checkpoints)[:2]
+    with (path / "optimizer.pt").open("r+b") as file:
+        file.seek(200)
+        file.write(b"\0\0\0\0damaged")
+    run.complete()
+    assert f"checkpoint-{newest} is passed over: its optimizer.pt is damaged" in run.log
+    assert f"going on after step {older}" in run.log
+    steps = [step for step, loss, _ in run.losses if loss is not None]
+    assert steps == list(range(1, 31))
+
+
+def test_a_stop_while_it_loads_ends_it_at_once(new_run: NewRun) -> None:
+    run = new_run()
+    run.start()
+    run.until((run.state / "progress.json").exists)
+    assert run.stop() == 75
+    assert "nothing to save" in run.log
+    run.complete()
+
+
+def test_what_differs_from_the_checkpoint_is_refused_by_name(new_run: NewRun, tmp_path: Path) -> None:
+    run = new_run()
+    run.start()
+    run.await_step(3)
+    assert run.stop() == 75
+    for changed, words in (
+        ({"learning_rate": 0.5}, "learning_rate differs"),
+        ({"batch_size": 2}, "rows_per_step differs: it was made with 4, the job now says 2"),
+        ({"dataset": str(write_chats(tmp_path / "other.jsonl", padding=1))}, "the data differs"),
+    ):
+        run.start(**changed)
+        assert run.wait() == 65
+        assert words in run.log
+    run.complete(batch_size=2, gradient_accumulation_steps=2)
+    assert run.steps == 30
+
+
+def test_a_completed_run_starts_anew(new_run: NewRun) -> None:
+    run = new_run(max_steps=4)
+    run.complete()
+    first = run.weights
+    run.complete(max_steps=5)
+    assert "this is a new one" in run.log
+    assert run.steps == 5
+    assert run.weights != first
+
+
+def test_memory_that_runs_out_halves_the_batch(new_run: NewRun, tmp_path: Path) -> None:
+    """Eager attention of long rows does not fit; a fourth of the batch does. All rows of a step stay."""
+    limit = 1100 << 20
+    run = new_run(
+        dataset=write_chats(tmp_path / "long.jsonl", rows=16, padding=1500),
+        **{"batch_size": 8, "max_length": 1536, "attention": "eager", "gradient_checkpointing": False},
+        max_steps=3,
+    )
+    run.start(prepare=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+    assert run.wait() == 0, run.log
+    assert "event: out of memory with batch_size 8: going on with 4" in run.log
+    details = run.progress["details"]
+    assert details["batch_size"] * details["gradient_accumulation_steps"] == 8
+    assert details["batch_size"] < 8
+    assert json.loads((run.state / "adjusted.json").read_text())["asked"]["batch_size"] == 8
+
+
+BROKEN = """
+import sys
+from safetensors.torch import load_file, save_file
+path = sys.argv[1] + "/model.safetensors"
+weights = load_file(path)
+weights["lm_head.weight"][7] = float("nan")
+save_file(weights, path, metadata={"format": "pt"})
+print("null")
+"""
+
+
+@pytest.mark.parametrize(("on_nan", "code"), [("warn", 0), ("stop", 70)])
+def test_a_loss_that_is_no_number_is_an_event(
+    new_run: NewRun,
+    transformers_python: str,
+    starter_model: Path,
+    tmp_path: Path,
+    on_nan: str,
+    code: int,
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(starter_model, model)
+    in_engine(transformers_python, BROKEN, str(model))
+    run = new_run(model=model, on_nan=on_nan, max_steps=3)
+    run.start()
+    assert run.wait() == code, run.log
+    assert "event: the loss is NaN at step 1" in run.log
+    assert run.progress["details"]["event"].startswith("the loss is NaN")
+    assert run.history[0]["loss"] == "nan"
+    assert run.history[1] == {**run.history[1], "step": 1, "event": "the loss is NaN"}
+
+
+def test_early_stopping_keeps_and_writes_the_best(new_run: NewRun) -> None:
+    """A learning rate that makes it worse: the first evaluation is the best."""
+    run = new_run(
+        **{"method": "full", "lora_dropout": 0.0, "learning_rate": 0.5, "lr_scheduler": "constant"},
+        **{"early_stopping": 3, "eval_split": 0.2, "save_steps": 1, "max_steps": 20},
+    )
+    run.complete()
+    evaluations = [(loss, step) for step, _, loss in run.losses if loss is not None]
+    best = min(evaluations)[1]
+    assert len(evaluations) < 20
+    assert json.loads((run.output / "sagectl.json").read_text())["steps"] == best
+    assert f"that of step {best}, which the evaluations found best" in run.log
+    kept = checkpoints.examine(run.checkpoints / f"checkpoint-{best}")
+    assert isinstance(kept, checkpoints.Checkpoint)
