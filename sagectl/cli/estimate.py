@@ -188,7 +188,7 @@ class _Asked:
         import sys
 
         from sagectl.config.options import options_of
-        from sagectl.plugin import EngineRequest, Facts
+        from sagectl.plugin import EngineRequest, Facts, further_facts
 
         described = options_of(kind)
         values = dict(self._settings)
@@ -228,7 +228,9 @@ class _Asked:
             state_dir="/",
             gpus=None,
         )
-        return request, Facts({query: _answer(query) for query in kind.facts(request)})
+        facts = Facts({query: _answer(query) for query in kind.facts(request)})
+        further = further_facts(kind, request, facts)
+        return request, facts | Facts({query: _answer(query) for query in further})
 
 
 def _answer(query: Any) -> Any:
