@@ -20,17 +20,16 @@ TOKENS = 12
 VOCABULARY = 259
 """Of the starter model."""
 # Writes a LoRA adapter of random matrices, of rank 8 but for one of rank 12, and prints what both generate.
-MAKE = (
-    """
+MAKE = """
 import json, sys, torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-base, directory = sys.argv[1:3]
+base, directory, tokens = sys.argv[1:4]
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base)
 def text():
     given = tokenizer("Hello", return_tensors="pt")
-    made = model.generate(**given, max_new_tokens=%d, do_sample=False)
+    made = model.generate(**given, max_new_tokens=int(tokens), do_sample=False)
     return tokenizer.decode(made[0][given["input_ids"].shape[1]:])
 before = text()
 torch.manual_seed(1)
@@ -41,8 +40,6 @@ model.save_pretrained(directory)
 tokenizer.save_pretrained(directory)
 print(json.dumps([before, text()]))
 """
-    % TOKENS
-)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +52,10 @@ def adapter(
         pytest.skip(f"{python} has no peft")
     directory = tmp_path_factory.mktemp("tuned") / "support"
     made = subprocess.run(
-        [python, "-c", MAKE, starter_model, directory], capture_output=True, text=True, check=False
+        [python, "-c", MAKE, starter_model, directory, str(TOKENS)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode == 0, made.stderr
     before, after = json.loads(made.stdout.splitlines()[-1])
