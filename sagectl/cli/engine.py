@@ -13,6 +13,7 @@ from sagectl.cli.follow import logs_verb
 from sagectl.cli.lifecycle import stop_verb, wait_options
 from sagectl.cli.look import print_list, status_verb
 from sagectl.cli.session import Session, json_option, pass_session
+from sagectl.cli.training import taken, training_options
 from sagectl.cli.verdict import Goal
 from sagectl.cli.wait import follow_up, newest_event
 
@@ -35,6 +36,7 @@ engine_verb.add_command(stop_verb)
 @engine_verb.command("start", cls=WordsAfterDashes, short_help="Define an engine, start it, print its id.")
 @click.argument("model", required=False)
 @definition_options
+@training_options
 @wait_options
 @json_option
 @click.pass_context
@@ -48,9 +50,11 @@ def engine_start(
     \b
       sagectl engine start Qwen/Qwen2.5-0.5B-Instruct --engine-kind llm --port 8001
       sagectl engine start BAAI/bge-small-en-v1.5 --engine-kind embedding --use-gpu
+      sagectl engine start ./base --engine-kind finetune --dataset train.jsonl --output out --num-epochs 1
     """
     session = context.ensure_object(Session)
-    definition = body(model, context.meta.get("words", ()), **options)
+    training = taken(options)
+    definition = {**training, **body(model, context.meta.get("words", ()), **options)}
     since = newest_event(session)
     engine = session.client.define(definition)
     if session.json:

@@ -124,11 +124,11 @@ def estimate_verb(
         raise errors.Conflict(f"{model} needs no GPU: {'; '.join(found.notes)}")
     if not shape.part("weights"):
         raise errors.Conflict("; ".join(found.notes), remedy="name a directory, or download the model first")
-    fits = [_fit(card, found) for card in _cards(session, gpus)]
+    fits = [fit_on(card, found) for card in cards(session, gpus)]
     if session.json:
-        session.dump(_json(asked, found, shape, fits))
+        session.dump(as_json(asked.model, asked.kind, found, fits))
     else:
-        session.out(_words(asked, found, shape, fits, render.stdout()))
+        session.out(in_words(asked.model, asked.kind, found, fits, render.stdout()))
     return exits.OK
 
 
@@ -188,7 +188,7 @@ class _Asked:
         import sys
 
         from sagectl.config.options import options_of
-        from sagectl.plugin import EngineRequest, Facts
+        from sagectl.plugin import EngineRequest, Facts, further_facts
 
         described = options_of(kind)
         values = dict(self._settings)
@@ -228,7 +228,9 @@ class _Asked:
             state_dir="/",
             gpus=None,
         )
-        return request, Facts({query: _answer(query) for query in kind.facts(request)})
+        facts = Facts({query: _answer(query) for query in kind.facts(request)})
+        further = further_facts(kind, request, facts)
+        return request, facts | Facts({query: _answer(query) for query in further})
 
 
 def _answer(query: Any) -> Any:
@@ -246,7 +248,8 @@ def _answer(query: Any) -> Any:
 # --- what fits where -----------------------------------------------------------------------------
 
 
-def _cards(session: Session, sizes: Sequence[int]) -> list[Card]:
+def cards(session: Session, sizes: Sequence[int]) -> list[Card]:
+    """The GPUs of these sizes, else those of the daemon or of the machine, else common ones."""
     if sizes:
         from sagectl.core.sizes import gib
 
@@ -302,7 +305,7 @@ def _of_machine() -> list[Mapping[str, Any]]:
     ]
 
 
-def _fit(card: Card, found: MemoryEstimate) -> Fit:
+def fit_on(card: Card, found: MemoryEstimate) -> Fit:
     """The shape that is liked best of those that fit on so many such cards."""
     for shape in _possible(card, found):
         if max(shape.sizes) <= card.free:
@@ -329,11 +332,13 @@ def _gb(size: int) -> float:
     return round(size / GIB, 3)
 
 
-def _json(asked: _Asked, found: MemoryEstimate, shape: Shape, fits: Iterable[Fit]) -> dict[str, Any]:
+def as_json(model: str, kind: str, found: MemoryEstimate, fits: Iterable[Fit]) -> dict[str, Any]:
+    """An estimate with at least one shape, and where it fits."""
+    shape = found.shapes[0]
     fullest = max(range(len(shape.ranks)), key=lambda rank: shape.sizes[rank])
     return {
-        "model": asked.model,
-        "engine_kind": asked.kind,
+        "model": model,
+        "engine_kind": kind,
         "exact": found.exact,
         "tensor_parallel_size": shape.tensor_parallel,
         "pipeline_parallel_size": shape.pipeline_parallel,
@@ -361,13 +366,15 @@ def _json(asked: _Asked, found: MemoryEstimate, shape: Shape, fits: Iterable[Fit
     }
 
 
-def _words(
-    asked: _Asked, found: MemoryEstimate, shape: Shape, fits: Sequence[Fit], style: render.Style
+def in_words(
+    model: str, kind: str, found: MemoryEstimate, fits: Sequence[Fit], style: render.Style
 ) -> Iterable[str]:
+    """The parts of an estimate with at least one shape, where it fits, and what was assumed."""
     from sagectl.core.sizes import gib
 
+    shape = found.shapes[0]
     about = "exact weights" if found.exact else "estimated weights"
-    yield f"{style.paint(render.clean(asked.model), 'bold')}  {asked.kind}, {_layout(shape)}, {about}"
+    yield f"{style.paint(render.clean(model), 'bold')}  {kind}, {_layout(shape)}, {about}"
     yield ""
     fullest = max(range(len(shape.ranks)), key=lambda rank: shape.sizes[rank])
     parts = [(part.name, gib(part.size), part.how) for part in shape.ranks[fullest]]

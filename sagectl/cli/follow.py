@@ -22,7 +22,9 @@ _DEBUG_SHARE = 5
 @click.command("logs", short_help="An engine's log, across rotations.")
 @ref_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
+@click.option(
+    "-n", "--lines", "--tail", "lines", type=click.IntRange(min=0), metavar="N", help="Only the last N lines."
+)
 @json_option
 @pass_session
 def logs_verb(session: Session, name: str, follow: bool, lines: int | None) -> int:

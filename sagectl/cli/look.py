@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +26,7 @@ COLUMNS = (
     Column("MEMORY", drop=3, right=True),
     Column("PID", drop=8, right=True),
     Column("RESTARTS", drop=7, right=True),
+    Column("PROGRESS", shrink=4),
     Column("REASON", shrink=14),
 )
 
@@ -54,8 +55,17 @@ def _row(engine: Engine) -> tuple[str | Cell, ...]:
         render.gib(engine["memory_per_gpu_gb"]) if engine["memory_per_gpu_gb"] else "",
         str(engine["pid"] or ""),
         str(engine["restart_count"] or ""),
+        _progress_cell(engine),
         "" if settled else render.clean(engine["reason"]),
     )
+
+
+def _progress_cell(engine: Engine) -> str:
+    if not engine["progress"]:
+        return ""
+    from sagectl.cli.progress import in_list
+
+    return in_list(engine)
 
 
 def model_of(engine: Engine) -> str:
@@ -211,7 +221,7 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("What to do", render.clean(diagnosis.get("remedy", ""))),
         ("Waits for", ", ".join(engine["waiting_for"])),
         ("Wanted", _wanted(engine)),
-        ("Progress", progress_text(engine["progress"])),
+        *_progress(engine, style),
         ("Address", _address(engine)),
         ("Serves", ", ".join(engine["serves"])),
         ("PID", _pid(engine)),
@@ -222,6 +232,14 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("ID", engine["engine_id"] + (" (transient)" if engine["transient"] else "")),
         ("Log", engine["log_path"] or ""),
     ]
+
+
+def _progress(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
+    if not engine["progress"]:
+        return []
+    from sagectl.cli.progress import lines
+
+    return several("Progress", lines(engine, style))
 
 
 def several(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
@@ -288,17 +306,3 @@ def last_exit_text(engine: Engine) -> str:
             name = f"signal {last['signal']}"
         return name + memory
     return (f"exit code {last['code']}" if last["code"] is not None else "unknown: nobody saw it") + memory
-
-
-def progress_text(progress: dict[str, Any] | None) -> str:
-    """`120/500 steps (24%), 3m 10s left, loss 1.2`."""
-    if not progress:
-        return ""
-    done, total = progress["done"], progress["total"]
-    text = f"{done:g}{f'/{total:g}' if total else ''} {progress['unit']}"
-    if total:
-        text += f" ({100 * done / total:.0f}%)"
-    if progress.get("eta_seconds") is not None:
-        text += f", {render.duration(round(progress['eta_seconds']))} left"
-    details = progress.get("details") or {}
-    return ", ".join([text, *(f"{key} {value}" for key, value in details.items())])

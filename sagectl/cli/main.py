@@ -21,6 +21,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "restart": "lifecycle",
         "run": "run",
         "engine": "engine",
+        "fine-tune": "finetune",
         "enable": "lifecycle",
         "disable": "lifecycle",
         "reset-failed": "lifecycle",
@@ -49,7 +50,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 """Which module of this package holds which verb; as `--help` groups them."""
 
-ALIASES = {"ps": "list"}
+ALIASES = {"ps": "list", "finetune": "fine-tune"}
 _MODULES = {verb: module for section in SECTIONS.values() for verb, module in section.items()}
 
 

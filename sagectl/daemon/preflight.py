@@ -15,7 +15,16 @@ from sagectl.core.sizing import HEADROOM, Demand, demand
 from sagectl.daemon import grants
 from sagectl.daemon.accounts import account
 from sagectl.daemon.requests import known_port, request_of
-from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryEstimate, Refusal, estimate
+from sagectl.plugin import (
+    EngineKind,
+    EngineRequest,
+    Facts,
+    LaunchPlan,
+    MemoryEstimate,
+    Refusal,
+    estimate,
+    further_facts,
+)
 from sagectl.system import ports
 from sagectl.system.facts import FactSource
 from sagectl.system.powers import powers
@@ -181,7 +190,10 @@ class Preflight:
             reservation=reservation,
         )
         variables = {**self._inherited, **_own_variables(spec), **spec.env}
-        return request, await self._facts.gather(kind.facts(request), variables)
+        facts = await self._facts.gather(kind.facts(request), variables)
+        if further := further_facts(kind, request, facts):
+            facts |= await self._facts.gather(further, variables)
+        return request, facts
 
     def _planned(self, kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts) -> Planned | Refusal:
         plan = kind.plan(request, facts)

@@ -26,6 +26,7 @@ from sagectl.daemon.effects import Effects, World
 from sagectl.daemon.ending import Ending
 from sagectl.daemon.footprints import Footprints
 from sagectl.daemon.guard import Guard
+from sagectl.daemon.jobs import Jobs
 from sagectl.daemon.keeper import Keeper, read_row
 from sagectl.daemon.memory import GpuMemory
 from sagectl.daemon.preflight import Preflight
@@ -174,6 +175,8 @@ class Runtime:
         self.reloader.applied = lambda config: self._reloaded(config, api)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
         self._own.append(loop.create_task(self._tell_systemd(), name="status"))
+        jobs = Jobs(self.supervisor, self.control.progress, self.journal)
+        self._own.append(loop.create_task(jobs.run(), name="jobs"))
         engines = counted(len(list(self.supervisor)), "engine", "engines")
         log.info("ready: %s, socket %s", engines, self.paths.socket)
         sdnotify.ready(self._summary())

@@ -28,6 +28,7 @@ from sagectl.plugin.kind import (
     TcpProbe,
     default_gpus,
     estimate,
+    further_facts,
     option,
 )
 from sagectl.plugin.memory import (
@@ -81,6 +82,7 @@ __all__ = [
     "Tensor",
     "default_gpus",
     "estimate",
+    "further_facts",
     "hookimpl",
     "hookspec",
     "option",

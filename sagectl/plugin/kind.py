@@ -119,6 +119,10 @@ class Facts:
     def __init__(self, answers: Mapping[FactQuery, Fact]) -> None:
         self._answers = dict(answers)
 
+    def __or__(self, other: Facts) -> Facts:
+        """The answers of both."""
+        return Facts(self._answers | other._answers)
+
     def interpreter(self, query: InterpreterQuery) -> InterpreterFacts:
         """The answer to an interpreter query."""
         answer = self._answers[query]
@@ -369,6 +373,9 @@ class EngineKind(Protocol[OptionsT_contra]):
     And `estimate(request, facts) -> MemoryEstimate | Refusal`: the GPU memory that the engine needs. Asked
     with the answers to the same `facts` before GPUs are chosen, so that `request.grant` is None; `plan` comes
     after that, with the grant. Without it sagectl assumes a small engine and learns from what it measures.
+
+    And `further_facts(request, facts) -> Sequence[FactQuery]`: what else it needs to know, given the answers
+    to `facts`, such as where the base of an adapter lies. `estimate` and `plan` get both.
     """
 
     @property
@@ -416,3 +423,10 @@ def estimate(
     found = getattr(kind, "estimate", None)
     answer: MemoryEstimate | Refusal | None = found(request, facts) if callable(found) else None
     return answer
+
+
+def further_facts(kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts) -> Sequence[FactQuery]:
+    """What else the kind needs to know, given the answers to its first questions."""
+    found = getattr(kind, "further_facts", None)
+    asked: Sequence[FactQuery] = found(request, facts) if callable(found) else ()
+    return asked

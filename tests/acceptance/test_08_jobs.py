@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.harness import Daemon, await_end, free_port, kill
+from tests.acceptance.harness import BIN, Daemon, await_end, free_port, kill
 from tests.acceptance.listening import FollowedLog
 
 PACKAGES = Path(__file__).parent / "packages"
@@ -40,7 +41,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 @pytest.fixture
 def counting(new_daemon: Callable[..., Daemon], installed: Callable[[str], str]) -> Daemon:
     """A directory whose daemons find the kind `countdown`."""
-    return new_daemon(PYTHONPATH=installed("countdown"))
+    paths = (installed("countdown"), os.environ.get("PYTHONPATH", ""))
+    return new_daemon(PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 
 def job(name: str = "tally", **keys: object) -> str:
@@ -221,3 +223,35 @@ def test_a_broken_plugin_is_reported_and_stops_nothing(
     assert daemon.show("web")["state"] == "active"
     assert daemon.cli("status", "other").returncode == 4
     assert "other" in daemon.cli("status").stdout
+
+
+def test_a_running_job_is_shown_with_its_progress_and_followed_to_its_end(counting: Daemon) -> None:
+    """Scenario 8.8: a job waits before its last step; it is looked at, followed from another terminal, and
+    let go on.
+
+    Result: list, status and the overview show 2 of 3 numbers; the follower ends with 0 when it completes.
+    """
+    go = counting.home / "go"
+    counting.configure(job(hold=f'"{go}"', autostart="true"))
+    counting.start()
+    counting.until_ready("tally")
+    FollowedLog(counting.client, "tally").expect(b"counted 2")
+    for words in (("list",), ("engine", "list"), ("status",)):
+        assert "66% 2/3 numbers" in counting.cli(*words).stdout, words
+    status = counting.cli("status", "tally").stdout
+    assert "66% 2/3 numbers" in status
+    assert "newest 2" in status
+    follower = subprocess.Popen(
+        [BIN / "sagectl", "fine-tune", "--follow", "--name", "tally"],
+        env=counting.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stderr is not None
+    assert "66% 2/3 numbers" in follower.stderr.readline()
+    go.touch()
+    counting.until_state("tally", "completed")
+    assert follower.wait(30) == 0
+    assert "tally: inactive (completed)" in follower.stderr.read()
+    follower.stderr.close()
+    assert "numbers" not in counting.cli("list").stdout

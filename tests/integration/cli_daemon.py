@@ -221,7 +221,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         name = body.get("name", "engine-0a1b2c3d")
         self.server.engines[name] = engine(
-            name, engine_id=name, transient=True, engine_kind=body["kind"], model_id=body.get("model")
+            name,
+            engine_id=name,
+            transient=True,
+            engine_kind=body["kind"],
+            mode="run" if body["kind"] == "finetune" else "serve",
+            model_id=body.get("model"),
         )
         self.server.act("define", name)
         self._send(201, self.server.engines[name])

@@ -25,7 +25,9 @@ sys.stderr.write("\\n" + json.dumps([code, sorted(sys.modules)]))
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    daemon = FakeDaemon(tmp_path / "s", [engine("chat", **READY)])
+    daemon = FakeDaemon(
+        tmp_path / "s", [engine("chat", **READY), engine("done", mode="run", substate="completed")]
+    )
     daemon.answers["kinds"] = 200, {"kinds": []}
     daemon.answers["gpu"] = 200, gpus(device())
     daemon.logs["chat"] = b"one\n"
@@ -56,6 +58,9 @@ def imported(daemon: FakeDaemon, *words: str) -> set[str]:
         ("engine", "list"),
         ("reset-failed",),
         ("estimate", "--help"),
+        ("fine-tune", "--help"),
+        ("fine-tune", "--base-model", "x", "--dataset", "d", "--output", "o", "--name", "n", "--detach"),
+        ("fine-tune", "--follow", "--name", "done"),
     ],
 )
 def test_a_call_on_a_running_daemon_imports_nothing_heavy(daemon: FakeDaemon, words: tuple[str, ...]) -> None:

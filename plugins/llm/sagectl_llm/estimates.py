@@ -25,6 +25,7 @@ from sagectl_models import (
     torch_memory,
     vllm_grant,
 )
+from sagectl_models.adapters import Adapter
 from sagectl_models.architecture import ITEM_SIZES, Architecture
 from sagectl_models.checkpoint import Known
 from sagectl_models.serving_memory import GIB, SPARE, Serving
@@ -239,6 +240,21 @@ def _transformers(request: Request, model: Known, a: Architecture) -> MemoryEsti
         context=context,
         kv_per_token=torch_memory.token_bytes(a, dtype),
     )
+
+
+def with_adapter(found: MemoryEstimate, adapter: Adapter, backend: str) -> MemoryEstimate:
+    """The estimate of the base with an adapter. vLLM's buffers for adapters are part of it already."""
+    note = f"the base {adapter.base} and the adapter {adapter.directory}"
+    if backend == "vllm" or not found.shapes or not found.shapes[0].ranks:
+        return replace(found, notes=(note, *found.notes))
+    part = MemoryPart(
+        "adapter", adapter.size, f"rank {adapter.rank}, {adapter.size / 2**20:.0f} MiB of files"
+    )
+    shapes = tuple(
+        replace(shape, ranks=tuple((*parts, part) for parts in shape.ranks)) for shape in found.shapes
+    )
+    filed = f"{found.filed_under}, adapter of rank {adapter.rank}"
+    return replace(found, shapes=shapes, filed_under=filed, notes=(note, *found.notes))
 
 
 # --- either --------------------------------------------------------------------------------------

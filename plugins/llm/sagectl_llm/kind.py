@@ -19,7 +19,8 @@ from sagectl.plugin import (
 )
 from sagectl_llm import diagnoses, estimates, owned_flags, transformers_backend, vllm_backend
 from sagectl_llm.options import BACKENDS, LlmOptions
-from sagectl_models import vllm_diagnoses, vllm_server
+from sagectl_models import adapters, vllm_diagnoses, vllm_server
+from sagectl_models.adapters import Adapter
 
 _FACTS = {"vllm": vllm_backend.facts, "transformers": transformers_backend.facts}
 _INTERPRETER = {
@@ -27,6 +28,7 @@ _INTERPRETER = {
     "transformers": transformers_backend.interpreter_query,
 }
 _PLAN = {"vllm": vllm_backend.plan, "transformers": transformers_backend.plan}
+_BASED = {"vllm": vllm_backend.based, "transformers": transformers_backend.based}
 
 
 class LlmKind:
@@ -44,26 +46,40 @@ class LlmKind:
 
     def facts(self, request: EngineRequest[LlmOptions]) -> Sequence[FactQuery]:
         """The interpreter's modules, and what lies where the model's name points to."""
-        backend = request.options.backend
-        model = estimates.queries(request)
-        if backend != "auto":
-            return (*_FACTS[backend](request), *model)
-        asked: list[FactQuery] = [_installed(request)]
-        asked += [query for name in BACKENDS for query in _FACTS[name](request)]
-        return tuple(dict.fromkeys((*asked, *model)))
+        return tuple(dict.fromkeys((*adapters.queries(request), *_asked(request))))
+
+    def further_facts(self, request: EngineRequest[LlmOptions], facts: Facts) -> Sequence[FactQuery]:
+        """Of an adapter: what there is of its base, and the module that loads it."""
+        adapter = adapters.read(request, facts)
+        if not isinstance(adapter, Adapter):
+            return ()
+        asked = _asked(adapters.based(request, adapter))
+        return tuple(dict.fromkeys((*asked, transformers_backend.peft_query(request))))
 
     def estimate(self, request: EngineRequest[LlmOptions], facts: Facts) -> MemoryEstimate | Refusal:
         """The GPU memory that the server needs, and how it may be divided among GPUs."""
         backend = self._backend(request, facts)
         found = facts.interpreter(_INTERPRETER[backend](request))
         cpu_build = vllm_server.is_cpu_build(found)
-        return estimates.estimate(request, facts, backend=backend, cpu_build=cpu_build)
+        adapter = adapters.read(request, facts)
+        if isinstance(adapter, Refusal):
+            return adapter
+        if adapter is None:
+            return estimates.estimate(request, facts, backend=backend, cpu_build=cpu_build)
+        based = _BASED[backend](request, adapter)
+        if isinstance(based, Refusal):
+            return based
+        answer = estimates.estimate(based, facts, backend=backend, cpu_build=cpu_build)
+        return answer if isinstance(answer, Refusal) else estimates.with_adapter(answer, adapter, backend)
 
     def plan(self, request: EngineRequest[LlmOptions], facts: Facts) -> LaunchPlan | Refusal:
         """How to launch the server, or what is missing."""
         options = request.options
+        adapter = adapters.read(request, facts)
+        if isinstance(adapter, Refusal):
+            return adapter
         if options.backend != "auto":
-            return _PLAN[options.backend](request, facts)
+            return _PLAN[options.backend](request, facts, adapter)
         backend = self._backend(request, facts)
         odd = options.misfit(backend)
         if odd is not None:
@@ -72,7 +88,7 @@ class LlmKind:
         trouble = owned_flags.trouble(backend, options.extra_args)
         if trouble is not None:
             return Refusal(f"extra_args: {trouble[0]}", trouble[1])
-        return _PLAN[backend](request, facts)
+        return _PLAN[backend](request, facts, adapter)
 
     def _backend(self, request: EngineRequest[LlmOptions], facts: Facts) -> str:
         if request.options.backend != "auto":
@@ -95,3 +111,13 @@ class LlmKind:
 
 def _installed(request: EngineRequest[LlmOptions]) -> InterpreterQuery:
     return InterpreterQuery(request.python, BACKENDS)
+
+
+def _asked(request: EngineRequest[LlmOptions]) -> tuple[FactQuery, ...]:
+    """What the back ends that may be meant need to know of this model."""
+    backend = request.options.backend
+    model = estimates.queries(request)
+    if backend != "auto":
+        return (*_FACTS[backend](request), *model)
+    asked = [query for name in BACKENDS for query in _FACTS[name](request)]
+    return (_installed(request), *asked, *model)

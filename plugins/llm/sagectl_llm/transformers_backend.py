@@ -12,7 +12,7 @@ import json
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sagectl.plugin import (
@@ -28,8 +28,11 @@ from sagectl.plugin import (
     Refusal,
 )
 from sagectl_llm.options import LlmOptions
-from sagectl_models import allocator
+from sagectl_models import adapters, allocator
+from sagectl_models.adapters import Adapter
 
+ADAPTED = str(Path(__file__).with_name("run_adapter.py"))
+"""`transformers serve` of a base with its adapter, below a limit too."""
 CAPPED = str(Path(__file__).with_name("run_capped.py"))
 """`transformers serve` below a limit of its own."""
 MODULES = ("torch", "transformers", "accelerate", "fastapi", "uvicorn", "openai", "pydantic")
@@ -45,11 +48,15 @@ Request = EngineRequest[LlmOptions]
 
 @dataclass(frozen=True, slots=True)
 class ModelPlace:
-    """What to call the model, and from which directory: the server answers only to that name."""
+    """What to call the model, and from which directory: the server answers only to that name.
+
+    program: what runs in the place of `transformers`, with its arguments.
+    """
 
     name: str
     cwd: str | None
     note: str
+    program: tuple[str, ...] = ()
 
 
 def facts(request: Request) -> Sequence[FactQuery]:
@@ -57,12 +64,22 @@ def facts(request: Request) -> Sequence[FactQuery]:
     return (interpreter_query(request), *_model_queries(request))
 
 
-def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
-    """The launch, or why it cannot work here."""
+def based(request: Request, adapter: Adapter) -> Request:
+    """The engine with the adapter's base as its model."""
+    options = replace(request.options, served_model_name=None)
+    return replace(adapters.based(request, adapter), options=options)
+
+
+def plan(request: Request, facts: Facts, adapter: Adapter | None = None) -> LaunchPlan | Refusal:
+    """The launch, or why it cannot work here.
+
+    Args:
+        adapter: what `model` names, where that is an adapter: it is served together with its base.
+    """
     missing = _check_interpreter(request, facts.interpreter(interpreter_query(request)))
     if missing is not None:
         return missing
-    model = _locate_model(request, facts)
+    model = _locate_model(request, facts) if adapter is None else _locate_adapter(request, facts, adapter)
     if isinstance(model, Refusal):
         return model
     device = _device(request)
@@ -74,7 +91,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     program = ("-m", "transformers.cli.transformers") if cap is None else (CAPPED,)
     return LaunchPlan(
         argv=(
-            *(request.python, *program, "serve", model.name),
+            *(request.python, *(model.program or program), "serve", model.name),
             *("--host", request.host, "--port", str(request.port), "--device", device),
             *_flags(request.options),
         ),
@@ -93,6 +110,11 @@ def interpreter_query(request: Request) -> InterpreterQuery:
     """What the interpreter has to have."""
     extra = ("bitsandbytes",) if request.options.quantization is not None else ()
     return InterpreterQuery(request.python, (*MODULES, *extra))
+
+
+def peft_query(request: Request) -> InterpreterQuery:
+    """Whether the interpreter can load adapters."""
+    return InterpreterQuery(request.python, ("peft",))
 
 
 def _check_interpreter(request: Request, found: InterpreterFacts) -> Refusal | None:
@@ -183,6 +205,30 @@ def _locate_directory(request: Request, facts: Facts, model: str) -> ModelPlace 
     if "@" in last:
         return _at_sign(model)
     return ModelPlace(last, parent, f"the model is the directory {model}, called {last}")
+
+
+def _locate_adapter(request: Request, facts: Facts, adapter: Adapter) -> ModelPlace | Refusal:
+    """`transformers serve` needs a config.json beside the adapter, so one directory is made of both."""
+    found = facts.interpreter(peft_query(request))
+    if found.modules["peft"] is None:
+        return Refusal(
+            f"{request.python} lacks peft, which loads the adapter {adapter.directory}",
+            f"install it: {request.python} -m pip install peft",
+        )
+    base = _locate_model(based(request, adapter), facts)
+    if isinstance(base, Refusal):
+        return adapters.of_base(adapter, base)
+    name = request.options.served_model_name or adapter.name
+    if "@" in name or name.startswith("/") or posixpath.normpath(f"/{name}") != f"/{name}":
+        return Refusal(
+            f"served_model_name: `transformers serve` cannot call an adapter {name!r}",
+            "write a name that is no path of its own and has no @ in it",
+        )
+    source = base.name if base.cwd is None else posixpath.join(base.cwd, base.name)
+    if not source.startswith("/") and adapter.revision is not None:
+        source = f"{source}@{adapter.revision}"
+    note = f"the model is the adapter {adapter.directory} on its base {source}"
+    return ModelPlace(name, None, note, (ADAPTED, source, adapter.directory, name))
 
 
 def _at_sign(model: str) -> Refusal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sagectl.plugin import (
     EngineRequest,
@@ -22,7 +23,9 @@ from sagectl.plugin import (
 from sagectl_llm import estimates
 from sagectl_llm.options import LlmOptions
 from sagectl_llm.vllm_flags import environment, flags
-from sagectl_models import places, vllm_grant, vllm_server
+from sagectl_models import adapters, places, vllm_grant, vllm_server
+from sagectl_models import flags as flags_of_user
+from sagectl_models.adapters import Adapter
 from sagectl_models.places import ModelPlace
 
 # One token takes milliseconds on a GPU, but a first CUDA kernel or a compilation may take minutes.
@@ -45,8 +48,50 @@ def facts(request: Request) -> Sequence[FactQuery]:
     )
 
 
-def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
-    """The launch, or why it cannot work here."""
+def based(request: Request, adapter: Adapter) -> Request | Refusal:
+    """The engine with the adapter's base as its model, and with room for the adapter."""
+    trouble = adapters.vllm_trouble(adapter)
+    if trouble is not None:
+        return trouble
+    options = request.options
+    if options.max_lora_rank is not None and options.max_lora_rank < adapter.rank:
+        return Refusal(
+            f"max_lora_rank = {options.max_lora_rank}, but the adapter has the rank {adapter.rank}",
+            f"take `max_lora_rank` out, or write {adapter.vllm_rank}",
+        )
+    if flags_of_user.given("--lora-modules", options.extra_args):
+        return Refusal(
+            f"extra_args: --lora-modules would replace the adapter that `model` names, {adapter.directory}",
+            "name the base as `model` and set `enable_lora = true`, or take the flag out",
+        )
+    with_room = replace(
+        options,
+        enable_lora=True,
+        max_lora_rank=options.max_lora_rank or adapter.vllm_rank,
+        revision=options.revision or adapter.revision,
+        # With the chat template that it was trained with.
+        tokenizer=options.tokenizer or (adapter.directory if adapter.tokenizer else None),
+    )
+    return replace(adapters.based(request, adapter), options=with_room)
+
+
+def plan(request: Request, facts: Facts, adapter: Adapter | None = None) -> LaunchPlan | Refusal:
+    """The launch, or why it cannot work here.
+
+    Args:
+        adapter: what `model` names, where that is an adapter: it is served together with its base.
+    """
+    if adapter is None:
+        return _plan(request, facts, request.options.served_model_name, None)
+    prepared = based(request, adapter)
+    if isinstance(prepared, Refusal):
+        return prepared
+    return _plan(prepared, facts, None, adapter)
+
+
+def _plan(
+    request: Request, facts: Facts, served_name: str | None, adapter: Adapter | None
+) -> LaunchPlan | Refusal:
     found = facts.interpreter(vllm_server.interpreter_query(request))
     on_cpu = request.gpu_ids == () or (request.gpu_ids is None and vllm_server.is_cpu_build(found))
     refusal = (
@@ -57,24 +102,45 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     )
     if refusal is not None:
         return refusal
-    model = places.locate(SEARCH, request, facts, request.options.served_model_name)
+    model = places.locate(SEARCH, request, facts, served_name)
     if isinstance(model, Refusal):
-        return model
+        return model if adapter is None else adapters.of_base(adapter, model)
     if request.port is None:
         return Refusal("the engine has no port", "add `port = 8001`")
     options = request.options
     tensor, pipeline = _parallel(request)
     memory, reasons = _memory(request, facts, on_cpu)
+    name, base_name, modules = _names(request, model, adapter)
     return LaunchPlan(
         argv=(
-            *vllm_server.command(request, model.source, model.name),
+            *vllm_server.command(request, model.source, base_name),
             *flags(options, tensor=tensor, pipeline=pipeline, on_cpu=on_cpu, memory=memory),
+            *modules,
         ),
         env=environment(options, may_be_cpu=request.gpu_ids in ((), None)),
-        probes=vllm_server.probes(request, model.name, _first_token(model.name)),
-        served_models=(model.name,),
-        notes=(*_notes(request, found, model, on_cpu), *reasons),
+        probes=vllm_server.probes(request, name, _first_token(name)),
+        served_models=(name,),
+        notes=(*_notes(request, found, model, on_cpu), *_adapter_notes(adapter), *reasons),
     )
+
+
+def _names(request: Request, model: ModelPlace, adapter: Adapter | None) -> tuple[str, str, tuple[str, ...]]:
+    """What clients ask for, what vLLM calls the base, and the flags that name the adapter."""
+    if adapter is None:
+        return model.name, model.name, ()
+    name = request.options.served_model_name or adapter.name
+    base = model.name if model.name != name else f"{name}-base"
+    # JSON, because vLLM's other form, NAME=DIR, knows no name with "=" and no path with ",".
+    module = json.dumps(
+        {"name": name, "path": adapter.directory, "base_model_name": base}, ensure_ascii=False
+    )
+    return name, base, ("--lora-modules", module)
+
+
+def _adapter_notes(adapter: Adapter | None) -> tuple[str, ...]:
+    if adapter is None:
+        return ()
+    return (f"served with the adapter {adapter.directory}, rank {adapter.rank}",)
 
 
 # --- the GPUs --------------------------------------------------------------------------------
