@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 from .corpus import Corpus, Cut, Settings, Tokens
@@ -186,15 +188,15 @@ def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> bytearray:
     of offsets.
     """
     trained = bytearray(len(offsets))
-    begin = 0  # spans come in order, so that what is before one is before the next
+    count = len(offsets)
+    while count and offsets[count - 1] == (0, 0):
+        count -= 1  # what the tokenizer itself put at the end, which is not in order
     for start, end in spans:
-        for index in range(begin, len(offsets)):
-            first, last = offsets[index]
-            if first > end:
-                break
-            begin = index
-            if (first < end and last > start) if first < last else start < first <= end:
-                trained[index] = 1
+        first = bisect_right(offsets, start, hi=count, key=itemgetter(1))
+        behind = bisect_left(offsets, end, lo=first, hi=count, key=itemgetter(0))
+        while behind < count and offsets[behind] == (end, end):
+            behind += 1
+        trained[first:behind] = b"\1" * (behind - first)
     return trained
 
 
