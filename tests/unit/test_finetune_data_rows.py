@@ -72,7 +72,7 @@ def a_corpus(*lengths: int, rows: Sequence[int] | None = None) -> Corpus:
 
 
 def settings(packing: bool) -> Settings:
-    return Settings(ROOM, packing, "auto", False, "raw")
+    return Settings(ROOM, packing, "auto", "raw")
 
 
 def test_a_row_of_one_sequence() -> None:

@@ -60,7 +60,7 @@ def tokenise(
     style: Literal["chat", "raw"] = (
         ("chat" if tokenizer.chat_template else "raw") if pairs == "auto" else pairs
     )
-    settings = Settings(max_length, packing, rows.named or "auto", rows.skip_bad_rows, style)
+    settings = Settings(max_length, packing, rows.named or "auto", style)
     maker = _Maker(rows, tokenizer, settings, tokenizer.convert_ids_to_tokens(list(stops)))
     examples = iter(rows)
     while batch := list(islice(examples, BATCH)):

@@ -18,7 +18,7 @@ OURS = (
     "{% for message in messages %}"
     "<|{{ message['role'] }}|>\n{{ message['content'] }}"
     "{% if message['tool_calls'] %}<|calls|>{{ message['tool_calls'] | tojson }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
@@ -114,13 +114,14 @@ class Template:
         return [self._ended(text) for text in texts]
 
     def _ended(self, written: Written) -> Written:
-        """A template that writes nothing at the end of a turn would teach the model never to stop."""
+        """Up to the end of the last trained turn, with an end-of-text token if the template writes no end:
+        without it the model would learn never to stop."""
         start, end = written.spans[-1]
+        text = written.text[:end]
         stop = self._tokenizer.eos_token
-        if not stop or written.text[end:].strip() or written.text[start:end].rstrip().endswith(self._special):
-            return written
-        text = written.text[:end] + stop
-        return Written(text, (*written.spans[:-1], (start, len(text))))
+        if not stop or written.text[end:].strip() or text[start:].rstrip().endswith(self._special):
+            return Written(text, written.spans)
+        return Written(text + stop, (*written.spans[:-1], (start, end + len(stop))))
 
     # --- the template says it itself -----------------------------------------------------------
 
