@@ -95,6 +95,7 @@ def test_a_file_is_read(tmp_path: Path, name: str, content: str, expected: list[
         ("a.csv", b"text,id\n\xe9,1\n", [(1, '"text" is not UTF-8')]),
         ("a.csv", "text,id\n,1\n", [(1, '"text" is empty')]),
         ("a.csv", "", [(0, "is empty: it has no header")]),
+        ("a.csv", "text\rone\r", [(0, "is not CSV: new-line character")]),
         ("a.txt", b"one\n\xff\n", [(2, "is not UTF-8")]),
     ],
 )
