@@ -45,7 +45,6 @@ class Settings:
     max_length: int
     packing: bool
     format: str
-    skip_bad_rows: bool
     pairs: Literal["chat", "raw"]
     version: int = VERSION
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 from .corpus import Corpus, Cut, Settings, Tokens
 from .model import DataError, Example, RowError
 from .reading import Rows
-from .template import Span, Template, Written, as_chat, bare
+from .template import Span, Template, Written, as_chat, bare, common_length
 
 BATCH = 256
 """Examples whose texts are given to the tokenizer at once: it works on them in parallel."""
@@ -40,6 +42,7 @@ def tokenise(
     max_length: int,
     packing: bool = False,
     pairs: Literal["auto", "chat", "raw"] = "auto",
+    stops: Sequence[int] = (),
 ) -> Prepared:
     """Read all rows and make tokens of them.
 
@@ -47,6 +50,7 @@ def tokenise(
     max_length: tokens; what is longer is cut at its end, texts are divided.
     pairs: how a prompt with its completion is written: `chat` by the chat template, `raw` one after the
     other; `auto` is `chat` where the model has a template of its own, since it is then asked by it.
+    stops: tokens at which the model's generation stops (`eos_token_id` of its generation_config.json).
     Raises DataError where rows are bad and are not to be skipped, or nothing would be trained.
     """
     if not 2 <= max_length <= MOST:
@@ -56,8 +60,8 @@ def tokenise(
     style: Literal["chat", "raw"] = (
         ("chat" if tokenizer.chat_template else "raw") if pairs == "auto" else pairs
     )
-    settings = Settings(max_length, packing, rows.named or "auto", rows.skip_bad_rows, style)
-    maker = _Maker(rows, tokenizer, settings)
+    settings = Settings(max_length, packing, rows.named or "auto", style)
+    maker = _Maker(rows, tokenizer, settings, tokenizer.convert_ids_to_tokens(list(stops)))
     examples = iter(rows)
     while batch := list(islice(examples, BATCH)):
         maker.add(batch)
@@ -71,13 +75,14 @@ def tokenise(
 
 
 class _Maker:
-    def __init__(self, rows: Rows, tokenizer: Any, settings: Settings) -> None:
+    def __init__(self, rows: Rows, tokenizer: Any, settings: Settings, stops: Sequence[str]) -> None:
         self.corpus = Corpus()
         self.cut = Cut()
         self.template: Template | None = None
         self._rows = rows
         self._tokenizer = tokenizer
         self._settings = settings
+        self._stops = stops
         self._files = {name: index for index, name in enumerate(rows.names())}
 
     def add(self, examples: Sequence[Example]) -> None:
@@ -101,7 +106,7 @@ class _Maker:
                 return [bare(example)]
             example = as_chat(example)
         if self.template is None:
-            self.template = Template(self._tokenizer)
+            self.template = Template(self._tokenizer, self._stops)
         return self.template.write(example)
 
     def _keep(self, example: Example, made: list[Encoded]) -> None:
@@ -183,15 +188,15 @@ def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> bytearray:
     of offsets.
     """
     trained = bytearray(len(offsets))
-    begin = 0  # spans come in order, so that what is before one is before the next
+    count = len(offsets)
+    while count and offsets[count - 1] == (0, 0):
+        count -= 1  # what the tokenizer itself put at the end, which is not in order
     for start, end in spans:
-        for index in range(begin, len(offsets)):
-            first, last = offsets[index]
-            if first > end:
-                break
-            begin = index
-            if (first < end and last > start) if first < last else start < first <= end:
-                trained[index] = 1
+        first = bisect_right(offsets, start, hi=count, key=itemgetter(1))
+        behind = bisect_left(offsets, end, lo=first, hi=count, key=itemgetter(0))
+        while behind < count and offsets[behind] == (end, end):
+            behind += 1
+        trained[first:behind] = b"\1" * (behind - first)
     return trained
 
 
@@ -210,8 +215,4 @@ def _prefix(tokenizer: Any, text: str, ids: list[int], bare_ones: bool) -> int:
     """How many of `ids` are the same as those of the text's beginning."""
     if not text:
         return 0
-    begin = tokenizer(text, add_special_tokens=bare_ones, verbose=False)["input_ids"]
-    return next(
-        (i for i, (one, other) in enumerate(zip(begin, ids, strict=False)) if one != other),
-        min(len(begin), len(ids)),
-    )
+    return common_length(tokenizer(text, add_special_tokens=bare_ones, verbose=False)["input_ids"], ids)

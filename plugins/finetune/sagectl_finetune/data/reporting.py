@@ -46,15 +46,13 @@ def report(prepared: Prepared) -> dict[str, Any]:
 def _template(prepared: Prepared) -> dict[str, Any]:
     template = prepared.template
     if template is None:
-        return {
-            "name": "none",
-            "marks": "all" if prepared.rows.format == "text" else "completion",
-            "unrolled": 0,
-        }
+        return {"name": "none"}
     return {
         "name": "model" if template.own else "sagectl",
         "marks": "generation" if template.marks else "prefixes",
+        "forms": template.forms,
         "unrolled": template.unrolled,
+        "reasoning_left_out": template.mute,
     }
 
 

@@ -208,26 +208,33 @@ def _table(file: IO[bytes], delimiter: str | None) -> Iterator[Raw]:
     if delimiter is None:
         delimiter = max(",;\t|", key=head.count)
     reader = csv.reader(chain([head], lines), delimiter=delimiter)
-    names = [name.strip() for name in next(reader, [])]
-    if not any(names):
-        yield 0, RowError("is empty: it has no header")
+    records = _records(reader)
+    header = next(records, [])
+    if isinstance(header, RowError) or not any(name.strip() for name in header):
+        yield 0, header if isinstance(header, RowError) else RowError("is empty: it has no header")
         return
-    number = 0
+    names = [name.strip() for name in header]
+    for number, fields in enumerate(records, 1):
+        if isinstance(fields, RowError):
+            yield number, fields
+        elif len(fields) != len(names):
+            yield number, RowError(f"has {len(fields)} fields, and the header has {len(names)}")
+        else:
+            yield number, dict(zip(names, fields, strict=True))
+
+
+def _records(reader: Iterator[list[str]]) -> Iterator[list[str] | RowError]:
+    """Without empty lines; a RowError for what is no CSV."""
     while True:
-        number += 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, RowError(f"is not CSV: {error}")
-            continue
-        if not fields:
-            number -= 1
-        elif len(fields) != len(names):
-            yield number, RowError(f"has {len(fields)} fields, and the header has {len(names)}")
+            yield RowError(f"is not CSV: {error}")
         else:
-            yield number, dict(zip(names, fields, strict=True))
+            if fields:
+                yield fields
 
 
 # --- Parquet and text --------------------------------------------------------------------------

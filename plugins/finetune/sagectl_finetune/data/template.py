@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from .chat_forms import FORMS, Form, check
+from .conversations import REASONING
 from .model import DataError, Example, Message, RowError
 
 OURS = (
@@ -16,7 +18,7 @@ OURS = (
     "{% for message in messages %}"
     "<|{{ message['role'] }}|>\n{{ message['content'] }}"
     "{% if message['tool_calls'] %}<|calls|>{{ message['tool_calls'] | tojson }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
@@ -48,16 +50,21 @@ class Written:
 class Template:
     """A tokenizer's chat template, or ours where it has none.
 
+    stops: tokens at which the model's generation stops, beside the end-of-text token.
     own: whether it is the tokenizer's.
     marks: whether it marks the assistant's turns itself, with {% generation %}.
+    forms: the forms in which it was given messages; see `chat_forms`.
     unrolled: conversations so far that became more than one text, because the template writes earlier turns
     otherwise than the last one.
+    mute: conversations so far of which it left reasoning out.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self.own = bool(tokenizer.chat_template)
         self.marks = False
+        self.forms: list[str] = []
         self.unrolled = 0
+        self.mute = 0
         self._tokenizer = tokenizer
         self._frozen: dict[bool, str] = {}
         if not self.own and not tokenizer.eos_token:
@@ -65,7 +72,10 @@ class Template:
                 "The tokenizer has neither a chat template nor an end-of-text token",
                 "Give the model's tokenizer_config.json an eos_token, or a chat_template.",
             )
-        self._ends = _ends(tokenizer)
+        self._stops = tuple(stop for stop in (tokenizer.eos_token, *stops) if stop)
+        added = tokenizer.added_tokens_decoder.values()
+        self._added = tuple(token.content for token in added)
+        self._special = tuple({*self._stops, *(token.content for token in added if token.special)})
 
     @property
     def source(self) -> Any:
@@ -74,16 +84,48 @@ class Template:
 
     def write(self, example: Example) -> list[Written]:
         """The texts of a conversation. Each trained turn is trained in one of them. Raises RowError."""
+        refused: RowError | None = None
+        # The one that was right for another conversation comes first.
+        for name in dict.fromkeys((*self.forms[-1:], *FORMS)):
+            try:
+                texts = self._written(example, FORMS[name])
+            except RowError as error:
+                refused = refused or error
+                continue
+            if name not in self.forms:
+                self.forms.append(name)
+            self.unrolled += len(texts) > 1
+            return texts
+        assert refused is not None
+        raise refused
+
+    def _written(self, example: Example, form: Form) -> list[Written]:
+        given = form(example.messages)
+        gone = len(example.messages) - len(given)
+        trained = [index - gone for index in example.trained]
         tools = list(example.tools)
-        by_template = self._by_generation(example, tools)
-        if by_template is not None:
-            self.marks = True
-            return [by_template]
-        return self._by_prefixes(example, tools)
+        marked = self._by_generation(given, trained, tools)
+        texts = [marked] if marked is not None else self._by_prefixes(given, trained, tools)
+        self.marks = self.marks or marked is not None
+        said = "\n".join(text.text[start:end] for text in texts for start, end in text.spans)
+        check(example.messages, example.trained, said)
+        reasons = (example.messages[index].get(key) for index in example.trained for key in REASONING)
+        self.mute += any(reason.strip() not in said for reason in reasons if reason)
+        return [self._ended(text) for text in texts]
+
+    def _ended(self, written: Written) -> Written:
+        """Up to the end of the last trained turn, with an end-of-text token if the template writes no end:
+        without it the model would learn never to stop."""
+        start, end = written.spans[-1]
+        text = written.text[:end]
+        stop = self._tokenizer.eos_token
+        if not stop or written.text[end:].strip() or text[start:].rstrip().endswith(self._special):
+            return Written(text, written.spans)
+        return Written(text + stop, (*written.spans[:-1], (start, end + len(stop))))
 
     # --- the template says it itself -----------------------------------------------------------
 
-    def _by_generation(self, example: Example, tools: list[Any]) -> Written | None:
+    def _by_generation(self, messages: list[Message], trained: list[int], tools: list[Any]) -> Written | None:
         template = self._template(bool(tools))
         if not _GENERATION.search(template):
             return None
@@ -91,7 +133,7 @@ class Template:
 
         try:
             texts, found = render_jinja_template(
-                conversations=[list(example.messages)],
+                conversations=[messages],
                 tools=tools or None,
                 chat_template=template,
                 return_assistant_tokens_mask=True,
@@ -101,76 +143,71 @@ class Template:
         except Exception as error:  # templates are programs, and raise what they like
             raise _refused(error) from None
         spans = [(start, end) for start, end in found[0] if end > start]
-        turns = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
-        if len(spans) != len(turns):
-            # It marks more or less than the turns: who said which is not known where some are not trained.
-            if not spans or len(example.trained) != len(turns):
-                return None
-            turns = list(range(len(spans)))
-            wanted = set(turns)
-        else:
-            wanted = set(example.trained)
-        text = texts[0]
-        kept = [self._with_end(text, span) for turn, span in zip(turns, spans, strict=True) if turn in wanted]
-        return Written(text, tuple(kept))
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(spans) != len(turns) and (not spans or len(trained) != len(turns)):
+            # It marks more or less than the turns: which one is to be left untrained is not known.
+            return None
+        if len(trained) != len(turns):
+            spans = [span for turn, span in zip(turns, spans, strict=True) if turn in trained]
+        return Written(texts[0], tuple(self._with_stop(texts[0], span) for span in spans))
 
-    def _with_end(self, text: str, span: Span) -> Span:
-        """A template that leaves the end token out would teach the model never to stop."""
-        for end in self._ends:
-            if text.startswith(end, span[1]) and not text.endswith(end, *span):
-                return span[0], span[1] + len(end)
-        return span
+    def _with_stop(self, text: str, span: Span) -> Span:
+        """Marks that leave out the token that ends the turn would teach the model never to stop."""
+        start, end = span
+        if text[start:end].rstrip().endswith(self._special):
+            return span
+        return start, end + max((len(stop) for stop in self._stops if text.startswith(stop, end)), default=0)
 
     # --- by what each turn adds ----------------------------------------------------------------
 
-    def _by_prefixes(self, example: Example, tools: list[Any]) -> list[Written]:
+    def _by_prefixes(self, messages: list[Message], trained: list[int], tools: list[Any]) -> list[Written]:
         """What a turn adds to the conversation before it, as the template writes both.
 
         A template may write earlier turns otherwise than the last (Qwen3 takes the reasoning out of them).
         What the model then sees when it writes such a turn is the conversation that ends with it, which
         becomes a text of its own.
         """
-        turns = {
-            index: (
-                self._render(example.messages[:index], tools, prompt=True),
-                self._render(example.messages[: index + 1], tools),
-            )
-            for index in example.trained
-        }
+        turns = {index: self._turn(messages, index, tools) for index in trained}
         written: list[Written] = []
-        left = list(example.trained)
+        left = list(trained)
         while left:
-            last = left[-1]
-            text = turns[last][1]
+            whole = turns[left[-1]][0]
             spans: dict[int, Span] = {}
             for index in left:
-                before, after = turns[index]
-                if text.startswith(after) and after.startswith(before):
-                    spans[index] = self._without_tail(text, (len(before), len(after)))
-            if last not in spans:
-                spans[last] = self._difference(example, last, tools, turns[last])
+                text, start = turns[index]
+                # Phi-3's ends every conversation, and none in its midst.
+                begun = text if index == left[-1] else text.removesuffix(self._tokenizer.eos_token or "")
+                if whole.startswith(text) or (len(begun) > start and whole.startswith(begun)):
+                    end = len(text) if whole.startswith(text) else len(begun)
+                    spans[index] = self._without_tail(whole, (start, end))
             left = [index for index in left if index not in spans]
-            written.append(Written(text, tuple(spans[index] for index in sorted(spans))))
-        self.unrolled += len(written) > 1
+            written.append(Written(whole, tuple(spans.values())))
         written.reverse()
         return written
 
-    def _difference(self, example: Example, index: int, tools: list[Any], turn: tuple[str, str]) -> Span:
-        """Where the invitation to answer is no prefix of the answer, the conversation before it may be."""
-        before = self._render(example.messages[:index], tools)
-        if not turn[1].startswith(before):
+    def _turn(self, messages: list[Message], index: int, tools: list[Any]) -> tuple[str, int]:
+        """The conversation that ends with a turn, and where in it begins what the model writes."""
+        text = self._render(messages[: index + 1], tools)
+        invited = self._render(messages[:index], tools, prompt=True)
+        if text.startswith(invited):
+            return text, len(invited)
+        # The invitation may hold what the answer need not, such as the start of reasoning.
+        before = self._render(messages[:index], tools)
+        if not text.startswith(before):
             raise RowError(
                 f"message {index + 1}: once this turn is there, the model's chat template writes what comes "
                 "before it otherwise, so that what the assistant wrote cannot be told apart; a template that "
                 "marks it with {% generation %} would tell"
             )
-        return self._without_tail(turn[1], (len(before), len(turn[1])))
+        common = text[: common_length(text, invited)]
+        bounds = [common.rfind(mark) + len(mark) for mark in (*self._added, "\n") if mark in common]
+        return text, max(len(before), *bounds) if bounds else len(before)
 
     def _without_tail(self, text: str, span: Span) -> Span:
-        """Without the line break after the end token: nothing is generated after that."""
+        """Without the line break after the token that ends the turn: nothing is generated after that."""
         start, end = span
         stripped = len(text[start:end].rstrip()) + start
-        return (start, stripped) if text[start:stripped].endswith(self._ends) else span
+        return (start, stripped) if text[start:stripped].endswith(self._special) else span
 
     def _render(self, messages: Sequence[Message], tools: list[Any], prompt: bool = False) -> str:
         if not messages:
@@ -197,16 +234,17 @@ class Template:
         return self._frozen[with_tools]
 
 
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How much of their beginnings is the same."""
+    for index, (here, there) in enumerate(zip(one, other, strict=False)):
+        if here != there:
+            return index
+    return min(len(one), len(other))
+
+
 def _refused(error: Exception) -> RowError:
     said = " ".join(str(error).split())[:300]
     return RowError(f"the model's chat template refuses it: {said or type(error).__name__}")
-
-
-def _ends(tokenizer: Any) -> tuple[str, ...]:
-    """What may end a turn: the end-of-text token first, then the other special ones."""
-    others = [token for token in tokenizer.all_special_tokens if token != tokenizer.bos_token]
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys(end for end in (tokenizer.eos_token, *others, *added) if end))
 
 
 def frozen(template: str) -> str:
