@@ -164,10 +164,11 @@ def _out_of_memory(settings: Settings, asked: Settings, stop: Stop, text: str, *
         where = "with a batch of one row" if trained else "before the first step"
         say(f"out of memory {where}: {text}")
         return OUT_OF_MEMORY
-    say(
+    told = (
         f"event: out of memory with batch_size {settings.batch_size}: going on with {smaller.batch_size}, "
         f"and gradient_accumulation_steps {smaller.gradient_accumulation_steps}"
     )
+    sys.stderr.write(f"{told}\n")  # whichever process it is
     exhausted.note(asked, smaller)
     if stop.requested:
         return STOPPED
