@@ -6,6 +6,7 @@ import json
 import random
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,3 +312,23 @@ def test_packed_rows_train_as_they_do_alone(new_run: NewRun) -> None:
     packed.complete()
     [(_, one, _)], [(_, other, _)] = alone.losses, packed.losses
     assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_while_it_writes_the_result_it_writes_it_again(new_run: NewRun, number: int) -> None:
+    """All steps are done; an earlier result is served meanwhile.
+
+    Result: the earlier one stays as it is until the new one takes its place; nothing is left beside it.
+    """
+    run = new_run(merge=True, max_steps=4)
+    run.complete()
+    earlier = run.weights
+    process = run.start(learning_rate=1e-3)
+    run.until(lambda: any(run.home.glob(".out.sagectl-*")))
+    process.send_signal(number)
+    assert run.wait() == (75 if number == signal.SIGTERM else -9)
+    assert run.weights == earlier
+    run.complete(learning_rate=1e-3)
+    assert run.weights != earlier
+    assert run.steps == 4
+    assert not list(run.home.glob(".out*"))

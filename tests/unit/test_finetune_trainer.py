@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagectl_finetune.data import Row
-from sagectl_finetune.trainer import agreement, checkpoints, exhausted, files, notify, ranks
+from sagectl_finetune.trainer import agreement, checkpoints, exhausted, files, main, notify, ranks, result
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over, steps_of
 from sagectl_finetune.trainer.records import Records
 from sagectl_finetune.trainer.rows import padded
-from sagectl_finetune.trainer.settings import Settings, parse
+from sagectl_finetune.trainer.settings import Refused, Settings, parse
 from sagectl_finetune.trainer.stopping import Stop
+from sagectl_finetune.trainer.watch import Watch
 
 FILES = {
     **{"adapter_model.safetensors": b"weights", "optimizer.pt": b"optimizer", "scheduler.pt": b"scheduler"},
@@ -367,6 +369,7 @@ STOP = """
 import sys, time
 from pathlib import Path
 from sagectl_finetune.trainer.stopping import Stop
+from sagectl_finetune.trainer.watch import Watch
 stop = Stop(Path(sys.argv[1]))
 stop.install()
 stop.enter(sys.argv[2])
@@ -403,6 +406,73 @@ def test_a_signal_ends_what_is_idle_and_is_a_flag_for_what_trains(
         assert words in said
         if phase == "training":
             assert listener.recv(1000) == b"EXTEND_TIMEOUT_USEC=60000000"
+
+
+def test_a_step_that_does_not_end_is_told_once() -> None:
+    told: list[float] = []
+    came = threading.Event()
+
+    def stalled(seconds: float) -> None:
+        told.append(seconds)
+        came.set()
+
+    watch = Watch(stalled, least=0.05)
+    watch.start()
+    assert came.wait(20)
+    watch.sign()
+    watch.end()
+    assert len(told) == 1
+    assert told[0] > 0.05
+
+
+# --- where a start begins --------------------------------------------------------------------------
+
+
+def test_a_start_goes_on_from_its_own_checkpoint_before_the_one_that_is_named(tmp_path: Path) -> None:
+    other = a_checkpoint(tmp_path / "other", 50)
+    settings = a_job(tmp_path, resume_from_checkpoint=str(other))
+    begin = main._begin(settings)
+    assert begin is not None
+    assert begin.step == 50
+    a_checkpoint(settings.directory, 3)
+    begin = main._begin(settings)
+    assert begin is not None
+    assert begin.step == 3
+    assert main._begin(replace(settings, resume_from_checkpoint=False)) is None
+    assert checkpoints.listed(settings.directory) == []
+    assert main._begin(replace(settings, resume_from_checkpoint=True)) is None
+    (other / "optimizer.pt").unlink()
+    with pytest.raises(Refused, match=r"its optimizer\.pt is missing"):
+        main._begin(settings)
+
+
+def test_a_complete_run_makes_room_unless_a_stop_came_at_its_end(tmp_path: Path) -> None:
+    settings = a_job(tmp_path)
+    assert not main._was_complete(settings)
+    a_checkpoint(settings.directory, 3)
+    Path(settings.output).mkdir()
+    (Path(settings.output) / "sagectl.json").write_text("{}")
+    settings.done_file.write_text('{"stop_asked": true}')
+    assert main._was_complete(settings)
+    assert len(checkpoints.listed(settings.directory)) == 1
+    assert not main._was_complete(settings)  # started again, it begins anew
+    assert checkpoints.listed(settings.directory) == []
+    assert not settings.done_file.exists()
+
+
+def test_a_place_for_the_result_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    settings = a_job(tmp_path)
+    result.check(settings)
+    output = Path(settings.output)
+    output.mkdir()
+    result.check(settings)
+    (output / "precious").touch()
+    with pytest.raises(Refused, match="no job wrote"):
+        result.check(settings)
+    (output / "sagectl.json").touch()
+    result.check(settings)
+    with pytest.raises(Refused, match="cannot be made"):
+        result.check(replace(settings, output="/proc/1/here/there"))
 
 
 def test_nobody_who_listens_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -203,6 +203,8 @@ class _Run:
             loop.train(resume_from_checkpoint=str(begin.path) if begin else None)
         except loops.EndedEarly:
             return True
+        finally:
+            conduct.watch.end()
         step = loop.state.global_step
         if step >= self._total or conduct.ended:
             return True

@@ -21,6 +21,7 @@ from sagectl_finetune.trainer.records import Records, say
 from sagectl_finetune.trainer.rows import IGNORED, padded
 from sagectl_finetune.trainer.settings import Diverged, Settings
 from sagectl_finetune.trainer.stopping import Stop
+from sagectl_finetune.trainer.watch import Watch
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -149,12 +150,15 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
         self._loop, self._settings, self._records = loop, settings, records
         self._made_with = made_with
         self._step_began = time.monotonic()
+        self.watch = Watch(self._stalled)
+        """Has to be ended by whoever made this."""
         self.ended = False
         """The evaluations ended the run."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation that a stop left out is made up for."""
         self._step_began = time.monotonic()
+        self.watch.start()
         due = args.eval_steps and state.global_step and state.global_step % int(args.eval_steps) == 0
         if due and all(entry["step"] != state.global_step for entry in _evaluations(state)):
             self._loop.evaluate()
@@ -164,6 +168,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The place where a stop is heard."""
+        self.watch.sign()
         now = time.monotonic()
         self._loop.stop.step_seconds = max(self._loop.stop.step_seconds, now - self._step_began)
         self._step_began = now
@@ -174,6 +179,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation is not waited for."""
+        self.watch.sign()
         if self._loop.agreed():
             raise _Aborted
 
@@ -193,6 +199,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
             best = best_of([(entry["step"], entry["eval_loss"]) for entry in _evaluations(state)])
             checkpoints.prune(directory, self._settings.keep, step, best)
             self._records.line(f"checkpoint at step {step}", now=True)
+        self.watch.sign()
         if args.world_size > 1:
             torch.distributed.barrier()
 
@@ -240,6 +247,13 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
         )
         if not math.isfinite(loss) and self._settings.on_nan == "stop":
             raise Diverged(f"{event} at step {step}")
+
+    def _stalled(self, seconds: float) -> None:
+        step = self._loop.state.global_step
+        event = f"no step for {seconds:.0f} s"
+        self._records.history(step, event=event)
+        self._records.line(f"event: {event}, after step {step}", now=True)
+        self._tell(self._loop.state, event=f"{event}, after step {step}")
 
     def _tell(self, state: Any, **details: Any) -> None:
         eta = self._loop.meter.eta(state.global_step, time.monotonic())
