@@ -6,6 +6,7 @@ import json
 import random
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sagectl_finetune.planning import TRAINER
 from sagectl_finetune.trainer import checkpoints
 from tests.acceptance.finetuning import Run, write_chats
 
@@ -254,3 +256,79 @@ def test_early_stopping_keeps_and_writes_the_best(new_run: NewRun) -> None:
     assert f"that of step {best}, which the evaluations found best" in run.log
     kept = checkpoints.examine(run.checkpoints / f"checkpoint-{best}")
     assert isinstance(kept, checkpoints.Checkpoint)
+
+
+def test_two_processes_stop_together_and_go_on_together(new_run: NewRun) -> None:
+    """As on two GPUs, on the CPU: the signal goes to the first process alone."""
+    options = {"gpus": 2, "batch_size": 2, "max_steps": 16}
+    whole, broken = new_run("whole", **options), new_run("broken", **options)
+    whole.complete()
+    broken.start()
+    broken.await_step(5)
+    assert broken.stop() == 75, broken.log
+    assert broken.steps < 16
+    broken.complete()
+    assert broken.losses == whole.losses
+    assert broken.weights == whole.weights
+
+
+def test_bad_rows_refuse_the_data_or_are_left_out(new_run: NewRun, tmp_path: Path) -> None:
+    data = tmp_path / "bad.jsonl"
+    data.write_text((tmp_path / "chats.jsonl").read_text() + '{"messages": [{"role": "user"}]}\nnot JSON\n')
+    run = new_run(dataset=data, max_steps=2)
+    run.start()
+    assert run.wait() == 65
+    assert "because: bad.jsonl:42" in run.log
+    run.complete(skip_bad_rows=True)
+    assert "left out: bad.jsonl:41" in run.log
+
+
+def test_a_dry_run_reports_and_leaves_nothing(new_run: NewRun, transformers_python: str) -> None:
+    run = new_run()
+    told = json.dumps(run.settings)
+    found = subprocess.run(
+        [transformers_python, TRAINER, "--dry-run", told], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert (report["rows"], report["steps"], report["served_as"]) == (40, 30, "adapter")
+    assert 0 < report["tokens_trained"] < report["tokens"]
+    assert report["checkpoint_bytes"] > report["result_bytes"] > 0
+    assert not run.checkpoints.exists()
+    told = json.dumps(run.settings | {"dataset": "/nowhere"})
+    found = subprocess.run(
+        [transformers_python, TRAINER, "--dry-run", told], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 65
+    assert "/nowhere" in json.loads(found.stdout)["refused"]
+
+
+def test_packed_rows_train_as_they_do_alone(new_run: NewRun) -> None:
+    """All rows in one step, packed and not: the same loss, for packed sequences do not see each other."""
+    options = {"batch_size": 40, "max_steps": 1, "lora_dropout": 0.0}
+    alone = new_run("alone", **options)
+    alone.complete()
+    packed = new_run("packed", **options, packing=True, max_length=256)
+    packed.complete()
+    [(_, one, _)], [(_, other, _)] = alone.losses, packed.losses
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_while_it_writes_the_result_it_writes_it_again(new_run: NewRun, number: int) -> None:
+    """All steps are done; an earlier result is served meanwhile.
+
+    Result: the earlier one stays as it is until the new one takes its place; nothing is left beside it.
+    """
+    run = new_run(merge=True, max_steps=4)
+    run.complete()
+    earlier = run.weights
+    process = run.start(learning_rate=1e-3)
+    run.until(lambda: any(run.home.glob(".out.sagectl-*")))
+    process.send_signal(number)
+    assert run.wait() == (75 if number == signal.SIGTERM else -9)
+    assert run.weights == earlier
+    run.complete(learning_rate=1e-3)
+    assert run.weights != earlier
+    assert run.steps == 4
+    assert not list(run.home.glob(".out*"))

@@ -90,7 +90,9 @@ def _refused(log: str) -> Diagnosis | None:
     reason, remedy = _last(r"^refused: (.+)$", log), _last(r"^remedy: (.+)$", log)
     if reason is None:
         return None
-    return Diagnosis(_sentence(reason), _sentence(remedy or "correct the options"), retryable=False)
+    because = tuple(re.findall(r"^because: (.+)$", log, re.MULTILINE))
+    remedy = _sentence(remedy or "correct the options")
+    return Diagnosis(_sentence(reason), remedy, retryable=False, arithmetic=because)
 
 
 def _sentence(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sagectl_finetune.data import changed
 from sagectl_finetune.trainer.settings import Settings
 
 _OPTIONS = (
@@ -27,12 +28,12 @@ VERSIONS = "versions"
 
 
 def made_with(
-    settings: Settings, *, data: str, base: str, total: int, versions: Mapping[str, str]
+    settings: Settings, *, data: Mapping[str, str], base: str, total: int, versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """What a checkpoint of this run belongs to, as JSON.
 
     Args:
-        data: hash of the tokens that are trained on. base: hash of the base model's files.
+        data: hashes, as of `data.sha256`. base: hash of the base model's files.
         total: steps of the whole run.
     """
     names = (*_OPTIONS, *(_ADAPTER if settings.method != "full" else ()))
@@ -40,7 +41,7 @@ def made_with(
     found["gpus"] = settings.gpus
     # Memory may run out, and the batch be halved: the rows of a step stay the same.
     found["rows_per_step"] = settings.batch_size * settings.gradient_accumulation_steps * settings.gpus
-    return found | {"steps": total, "base_files": base, "data": data, VERSIONS: dict(versions)}
+    return found | {"steps": total, "base_files": base, "data": dict(data), VERSIONS: dict(versions)}
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -49,7 +50,10 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, st
         if name == VERSIONS or then.get(name) == value:
             continue
         if name == "data":
-            return "the data", "the rows that would be trained on are not those that it was made with"
+            before = then.get(name) or {}
+            if before.get("tokens") == value["tokens"]:
+                continue  # spaces between rows, say
+            return "the data", f"{', '.join(changed(value, before))} is not what it was made with"
         if name == "base_files":
             return "the base model", "its files are not those that it was made with"
         return name, f"it was made with {then.get(name)}, the job now says {value}"

@@ -14,6 +14,8 @@ from sagectl_finetune.trainer.records import Records, say
 from sagectl_finetune.trainer.settings import COMPLETED, STOPPED, Refused, Settings
 from sagectl_finetune.trainer.stopping import Stop
 
+MOST_RANK = 512
+"""Of an adapter that vLLM serves; others have to be merged."""
 _reached = False
 
 
@@ -24,8 +26,33 @@ def reached_training() -> bool:
 
 def preflight(settings: Settings) -> dict[str, Any]:
     """What can be said without the model's weights: the data, the steps."""
+    _quiet()
     prepared = rows.prepare(settings, model.tokenizer_of(settings))
-    return {**prepared.report, "steps": _steps(settings, prepared)}
+    result.check(settings)
+    total = _steps(settings, prepared)
+    trained, whole = model.parameters(settings)
+    weights = trained * (4 if settings.method != "full" or settings.dtype == "float32" else 2)
+    states = trained * (2 if settings.optimizer.endswith("8bit") else 8)
+    return {
+        **prepared.report,
+        "train_rows": len(prepared.train),
+        "eval_rows": len(prepared.evaluation),
+        "steps": total,
+        "rows_per_step": settings.batch_size * settings.gradient_accumulation_steps * settings.gpus,
+        "parameters": whole,
+        "parameters_trained": trained,
+        "checkpoint_bytes": trained * 4 + states,
+        "checkpoints": min(settings.keep, -(-total // settings.save_steps)),
+        "result_bytes": whole * 2 if settings.merge else weights,
+        "served_as": _served_as(settings),
+    }
+
+
+def _served_as(settings: Settings) -> str:
+    """How vLLM takes the result."""
+    if settings.method == "full" or settings.merge:
+        return "model"
+    return "adapter" if settings.lora_rank <= MOST_RANK else "merged"
 
 
 def _steps(settings: Settings, prepared: rows.Prepared) -> int:
@@ -40,6 +67,7 @@ def _steps(settings: Settings, prepared: rows.Prepared) -> int:
 
 def train(settings: Settings, stop: Stop, records: Records, begin: checkpoints.Checkpoint | None) -> int:
     """Train from `begin`, or from the start; the exit code. Raises Refused and Diverged."""
+    _quiet()
     step = begin.step if begin else 0
     _phase(records, step, "reading the data")
     device = model.device_of(settings)
@@ -49,7 +77,7 @@ def train(settings: Settings, stop: Stop, records: Records, begin: checkpoints.C
     total = _steps(settings, prepared)
     made_with = agreement.made_with(
         settings,
-        data=prepared.digest,
+        data=prepared.hashes,
         base=model.fingerprint(settings),
         total=total,
         versions=model.versions(),
@@ -91,7 +119,9 @@ def _quiet() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")  # at each matrix of each step
+    for name in ("transformers.trainer", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _Run:
@@ -117,10 +147,14 @@ class _Run:
 
         from sagectl_finetune.trainer import loop as loops
 
-        _quiet()
         settings = self._settings
         set_seed(settings.seed)  # the adapter begins with random numbers
         trained = model.with_adapter(settings, model.load_base(settings, dtype, device))
+        if settings.packing and not loops.keeps_apart(trained, str(trained.device), settings.stored):
+            raise Refused(
+                f"packing: {settings.model} does not keep packed rows apart",
+                "remove packing, or set it to false",
+            )
         loop = loops.Loop(
             model=trained,
             args=loops.arguments(
@@ -128,7 +162,9 @@ class _Run:
             ),
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation or None,
-            data_collator=loops.Collator(tokenizer.pad_token_id, 8 if device == "cuda" else 1),
+            data_collator=loops.Collator(
+                tokenizer.pad_token_id, 8 if device == "cuda" else 1, settings.packing
+            ),
             processing_class=tokenizer,
         )
         loops.quiet(loop)
@@ -167,6 +203,8 @@ class _Run:
             loop.train(resume_from_checkpoint=str(begin.path) if begin else None)
         except loops.EndedEarly:
             return True
+        finally:
+            conduct.watch.end()
         step = loop.state.global_step
         if step >= self._total or conduct.ended:
             return True
@@ -194,7 +232,7 @@ class _Run:
             "merged": settings.merge or settings.method == "full",
             "lora_rank": None if settings.method == "full" else settings.lora_rank,
             "steps": step,
-            "data": prepared.digest,
+            "data": prepared.hashes["all"],
             "job": settings.job,
             "made_with": dict(self._made_with),
         }

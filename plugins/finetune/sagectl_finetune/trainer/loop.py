@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from sagectl_finetune.data import Row
 from sagectl_finetune.trainer import checkpoints
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over
 from sagectl_finetune.trainer.records import Records, say
-from sagectl_finetune.trainer.rows import IGNORED, Row
+from sagectl_finetune.trainer.rows import IGNORED, padded
 from sagectl_finetune.trainer.settings import Diverged, Settings
 from sagectl_finetune.trainer.stopping import Stop
+from sagectl_finetune.trainer.watch import Watch
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -76,19 +78,11 @@ def arguments(settings: Settings, *, device: str, dtype: str, total: int, evalua
 class Collator:
     """Pads rows to the longest of a batch."""
 
-    def __init__(self, pad: int, multiple: int) -> None:
-        self._pad, self._multiple = pad, multiple
+    def __init__(self, pad: int, multiple: int, packed: bool) -> None:
+        self._pad, self._multiple, self._packed = pad, multiple, packed
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        width = -(-longest // self._multiple) * self._multiple
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-        for row in rows:
-            length = len(row["input_ids"])
-            room = width - length
-            batch["input_ids"].append([*row["input_ids"], *[self._pad] * room])
-            batch["labels"].append([*row["labels"], *[IGNORED] * room])
-            batch["attention_mask"].append([1] * length + [0] * room)
+        batch = padded(rows, self._pad, self._multiple, self._packed)
         return {key: torch.tensor(value) for key, value in batch.items()}
 
 
@@ -101,11 +95,14 @@ class Loop(Trainer):  # type: ignore[misc]
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Count the tokens of a step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(int(batch["lengths"].sum()) for batch in batches)
         trained = sum(int((batch["labels"][..., 1:] != IGNORED).sum()) for batch in batches)
         world = self.args.world_size
         self.meter.count(tokens * world, trained * world, time.monotonic())
         return batches, items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
+        return super()._prepare_inputs({key: inputs[key] for key in inputs if key != "lengths"})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As of old, but the steps after it are those that they were without it."""
@@ -153,12 +150,15 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
         self._loop, self._settings, self._records = loop, settings, records
         self._made_with = made_with
         self._step_began = time.monotonic()
+        self.watch = Watch(self._stalled)
+        """Has to be ended by whoever made this."""
         self.ended = False
         """The evaluations ended the run."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation that a stop left out is made up for."""
         self._step_began = time.monotonic()
+        self.watch.start()
         due = args.eval_steps and state.global_step and state.global_step % int(args.eval_steps) == 0
         if due and all(entry["step"] != state.global_step for entry in _evaluations(state)):
             self._loop.evaluate()
@@ -168,6 +168,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The place where a stop is heard."""
+        self.watch.sign()
         now = time.monotonic()
         self._loop.stop.step_seconds = max(self._loop.stop.step_seconds, now - self._step_began)
         self._step_began = now
@@ -178,6 +179,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation is not waited for."""
+        self.watch.sign()
         if self._loop.agreed():
             raise _Aborted
 
@@ -197,6 +199,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
             best = best_of([(entry["step"], entry["eval_loss"]) for entry in _evaluations(state)])
             checkpoints.prune(directory, self._settings.keep, step, best)
             self._records.line(f"checkpoint at step {step}", now=True)
+        self.watch.sign()
         if args.world_size > 1:
             torch.distributed.barrier()
 
@@ -245,6 +248,13 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(loss) and self._settings.on_nan == "stop":
             raise Diverged(f"{event} at step {step}")
 
+    def _stalled(self, seconds: float) -> None:
+        step = self._loop.state.global_step
+        event = f"no step for {seconds:.0f} s"
+        self._records.history(step, event=event)
+        self._records.line(f"event: {event}, after step {step}", now=True)
+        self._tell(self._loop.state, event=f"{event}, after step {step}")
+
     def _tell(self, state: Any, **details: Any) -> None:
         eta = self._loop.meter.eta(state.global_step, time.monotonic())
         self._records.progress(state.global_step, state.max_steps, eta, phase="training", **details)
@@ -264,3 +274,27 @@ def _memory_gb() -> float:
 def quiet(loop: Loop) -> None:
     """Leave the printing to us."""
     loop.remove_callback(PrinterCallback)
+
+
+def keeps_apart(model: Any, device: str, stored: str) -> bool:
+    """Whether packed sequences do not see each other: what came before must not change the second one.
+
+    Not all architectures tell sequences apart by their positions; those would be trained on noise.
+    """
+    length = 12
+    words = min(int(model.config.get_text_config().vocab_size), 200)
+    second = torch.arange(length) % words
+    rows = torch.stack([torch.cat([torch.full((length,), first), second]) for first in (1, words - 1)])
+    positions = torch.arange(length).repeat(2).expand(2, -1)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = [
+            model(input_ids=row[None].to(device), position_ids=positions[:1].to(device)).logits[0, length:]
+            for row in rows
+        ]
+    model.train(training)
+    one, other = (logits.float() for logits in found)
+    # Eight bits round by what else is in the matrix.
+    allowed = (0.1 if stored == "int8" else 0.01) * float(one.std())
+    return float((one - other).abs().max()) <= allowed

@@ -41,7 +41,11 @@ def main(words: Sequence[str]) -> int:
     try:
         code = _dry_run(settings) if options.dry_run else _run(settings, stop)
     except Refused as refused:
+        for line in refused.because:
+            say(f"because: {line}")
         say(f"refused: {refused.reason}\nremedy: {refused.remedy}")
+        if options.dry_run:
+            _print({"refused": refused.reason, "remedy": refused.remedy, "because": list(refused.because)})
         code = REFUSED
     sys.stdout.flush()
     sys.stderr.flush()
@@ -67,8 +71,12 @@ def _environment(settings: Settings) -> None:
 def _dry_run(settings: Settings) -> int:
     from sagectl_finetune.trainer import job
 
-    sys.stdout.write(json.dumps(job.preflight(settings), ensure_ascii=False) + "\n")
+    _print(job.preflight(settings))
     return COMPLETED
+
+
+def _print(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def _run(asked: Settings, stop: Stop) -> int:
@@ -156,10 +164,11 @@ def _out_of_memory(settings: Settings, asked: Settings, stop: Stop, text: str, *
         where = "with a batch of one row" if trained else "before the first step"
         say(f"out of memory {where}: {text}")
         return OUT_OF_MEMORY
-    say(
+    told = (
         f"event: out of memory with batch_size {settings.batch_size}: going on with {smaller.batch_size}, "
         f"and gradient_accumulation_steps {smaller.gradient_accumulation_steps}"
     )
+    sys.stderr.write(f"{told}\n")  # whichever process it is
     exhausted.note(asked, smaller)
     if stop.requested:
         return STOPPED

@@ -71,6 +71,20 @@ def tokenizer_of(settings: Settings) -> Any:
     return tokenizer
 
 
+def parameters(settings: Settings) -> tuple[int, int]:
+    """How many are trained, and how many there are; from the configuration, no weights are read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, revision = settings.base
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=settings.trust_remote_code)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+        whole = sum(one.numel() for one in empty.parameters())
+        made = with_adapter(settings, empty)
+    return sum(one.numel() for one in made.parameters() if one.requires_grad), whole
+
+
 def own_dtype(settings: Settings) -> str:
     """What the base model is stored in."""
     from transformers import AutoConfig

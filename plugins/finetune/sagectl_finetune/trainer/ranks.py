@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sagectl_finetune.trainer.checkpoints import Checkpoint
-from sagectl_finetune.trainer.settings import COMPLETED
+from sagectl_finetune.trainer.settings import COMPLETED, STOPPED
 from sagectl_finetune.trainer.stopping import Stop
 
 _BEGIN = "SAGECTL_FINETUNE_BEGIN"
@@ -77,7 +77,7 @@ def run(count: int, begin: Checkpoint | None, stop: Stop) -> int:
         ended.returncode = os.waitstatus_to_exitcode(status)
         if ended.returncode != COMPLETED and code == COMPLETED:
             code = ended.returncode if ended.returncode > 0 else 128 - ended.returncode
-            if ended.returncode not in (75,):
+            if ended.returncode != STOPPED:
                 _pass_on(signal.SIGKILL, by_pid)
     return code
 

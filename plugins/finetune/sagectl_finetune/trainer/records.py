@@ -17,7 +17,9 @@ LINE_EVERY = 5.0
 
 
 def say(text: str) -> None:
-    """A line for the log."""
+    """A line for the log. Of several processes only the first says what all of them would."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

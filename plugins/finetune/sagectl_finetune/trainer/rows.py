@@ -2,80 +2,75 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
+from sagectl_finetune import data
+from sagectl_finetune.trainer.records import say
 from sagectl_finetune.trainer.settings import Refused, Settings
 
-IGNORED = -100
+IGNORED = data.UNTRAINED
 """The label of a token that is not trained on."""
-Row = dict[str, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Rows to train on and to evaluate with, and what a preflight says of them."""
+    """Rows to train on and to evaluate with.
 
-    train: Sequence[Row]
-    evaluation: Sequence[Row]
-    report: dict[str, Any] = field(default_factory=dict)
+    report: what a preflight says of them. hashes: of the files, the tokenizer, the settings and the tokens.
+    """
+
+    train: Sequence[data.Row]
+    evaluation: Sequence[data.Row]
+    report: dict[str, Any]
 
     @property
-    def digest(self) -> str:
-        """A hash of all tokens and labels."""
-        found = hashlib.sha256()
-        for rows in (self.train, self.evaluation):
-            found.update(b"%d\n" % len(rows))
-            for row in rows:
-                for key in sorted(row):
-                    found.update(key.encode() + b"\0" + array("q", row[key]).tobytes())
-        return found.hexdigest()
-
-
-def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to evaluate with, in the order of the data; the same for the same seed."""
-    if share <= 0:
-        return list(range(count)), []
-    held = max(1, round(count * share))
-    if held >= count:
-        raise Refused(
-            f"eval_split = {share:g} leaves nothing to train on: there are {count} rows",
-            "lower eval_split, or bring more data",
-        )
-    chosen = set(random.Random(seed).sample(range(count), held))
-    return [i for i in range(count) if i not in chosen], sorted(chosen)
+    def hashes(self) -> dict[str, str]:
+        """Of the files, the tokenizer, the settings and the tokens."""
+        return cast("dict[str, str]", self.report["sha256"])
 
 
 def prepare(settings: Settings, tokenizer: Any) -> Prepared:
-    """Read and tokenise the data. Raises Refused where nothing can be trained on."""
-    rows = [json.loads(line) for line in Path(settings.dataset).read_text(encoding="utf-8").splitlines()]
-    made = [_tokens(tokenizer, row["messages"], settings.max_length) for row in rows]
-    if not any(label != IGNORED for row in made for label in row["labels"]):
-        raise Refused("nothing of the data would be trained on", "add answers of the assistant")
-    train, held = split(len(made), settings.eval_split, settings.seed)
-    return Prepared([made[i] for i in train], [made[i] for i in held], {"rows": len(made)})
+    """Read and tokenise the data. Raises Refused where it cannot be trained on."""
+    try:
+        rows = data.read(settings.dataset, cast("Any", settings.format), settings.skip_bad_rows)
+        made = data.tokenise(rows, tokenizer, settings.max_length, settings.packing)
+        train, held = made.tokens, None
+        if settings.eval_split > 0:
+            train, held = made.tokens.split(settings.eval_split, settings.seed)
+    except data.DataError as error:
+        raise Refused(error.what, error.remedy.rstrip("."), tuple(str(bad) for bad in error.bad)) from error
+    report = data.report(made)
+    for bad in report["bad_rows"]:
+        say(f"left out: {data.BadRow(bad['file'], bad['row'], bad['reason'])}")
+    if report["bad"] > len(report["bad_rows"]):
+        say(f"left out: {report['bad'] - len(report['bad_rows'])} more")
+    return Prepared(train, held or (), report)
 
 
-def _tokens(tokenizer: Any, messages: list[dict[str, Any]], most: int) -> Row:
-    ids: list[int] = []
-    labels: list[int] = []
-    for count, message in enumerate(messages, 1):
-        answer = message["role"] == "assistant"
-        if answer:
-            text = tokenizer.apply_chat_template(
-                messages[: count - 1], tokenize=False, add_generation_prompt=True
-            )
-            prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-            labels += [IGNORED] * (len(prompt) - len(ids))
-            ids = prompt
-        text = tokenizer.apply_chat_template(messages[:count], tokenize=False)
-        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-        labels += whole[len(ids) :] if answer else [IGNORED] * (len(whole) - len(ids))
-        ids = whole
-    return {"input_ids": ids[:most], "labels": labels[:most]}
+def padded(rows: Sequence[data.Row], pad: int, multiple: int, packed: bool) -> dict[str, list[Any]]:
+    """Rows of one length, as lists: input_ids, labels, lengths, and position_ids where rows are packed.
+
+    There is no attention mask: what is padded comes after the tokens, and no token looks ahead. Packed
+    sequences are told apart by their positions, which begin at 0 each; the padding goes on with the last.
+    """
+    width = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
+    batch: dict[str, list[Any]] = {"input_ids": [], "labels": [], "lengths": []}
+    if packed:
+        batch["position_ids"] = []
+    for row in rows:
+        length = len(row["input_ids"])
+        room = width - length
+        batch["input_ids"].append([*row["input_ids"], *[pad] * room])
+        labels = [*row["labels"], *[IGNORED] * room]
+        start = 0
+        for sequence in row["seq_lengths"]:
+            labels[start] = IGNORED  # nothing before it in its own sequence that could foretell it
+            start += sequence
+        batch["labels"].append(labels)
+        batch["lengths"].append(length)
+        if packed:
+            last = row["position_ids"][-1] + 1
+            batch["position_ids"].append([*row["position_ids"], *range(last, last + room)])
+    return batch

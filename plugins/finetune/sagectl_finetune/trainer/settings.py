@@ -19,11 +19,14 @@ STOPPED = 75
 
 
 class Refused(Exception):
-    """Nothing can be trained with what was given: `reason` and `remedy`, a sentence without its end each."""
+    """Nothing can be trained with what was given: `reason` and `remedy`, a sentence without its end each.
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    because: what it rests on, a line each.
+    """
+
+    def __init__(self, reason: str, remedy: str, because: tuple[str, ...] = ()) -> None:
         super().__init__(reason)
-        self.reason, self.remedy = reason, remedy
+        self.reason, self.remedy, self.because = reason, remedy, because
 
 
 class Diverged(Exception):

@@ -73,8 +73,9 @@ class Stop:
             self.requested = True
             if self._phase == "idle":
                 self._end()
-        sys.stderr.write("asked to stop: saving a checkpoint at the end of this step\n")
-        sys.stderr.flush()
+            if self._phase == "training":
+                sys.stderr.write("asked to stop: saving a checkpoint at the end of this step\n")
+                sys.stderr.flush()
         notify.extend(max(GRACE, 10 * self.step_seconds))
         before = self._signs()
         while True:
