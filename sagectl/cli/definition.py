@@ -11,6 +11,9 @@ import click
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
+MODEL_MARKS = ("config.json", "adapter_config.json", "modules.json")
+"""A directory with any of these holds a model, or an adapter for one."""
+
 
 class WordsAfterDashes(click.Command):
     """Keeps what follows `--` apart, in `context.meta["words"]`; click would mix it with arguments."""
@@ -81,7 +84,7 @@ def body(
     given = {
         "kind": engine_kind,
         "name": name,
-        "model": None if model is None else local(model),
+        "model": None if model is None else model_here(model),
         "port": port,
         "gpu_memory": None if gpu_util is None else f"{round(gpu_util * 100, 4):g}%",
         "use_gpu": use_gpu,
@@ -103,6 +106,13 @@ def body(
 def local(path: str) -> str:
     """An absolute path where `path` names a file here: the daemon has another working directory."""
     return os.path.abspath(path) if "/" in path and os.path.exists(path) else path
+
+
+def model_here(model: str) -> str:
+    """An absolute path where `model` is a directory of a model here, as the engines' libraries see it too."""
+    if "/" not in model and any(os.path.isfile(os.path.join(model, mark)) for mark in MODEL_MARKS):
+        return os.path.abspath(model)
+    return local(model)
 
 
 def value_of(text: str) -> Any:

@@ -11,7 +11,7 @@ import click
 
 from sagectl import errors
 from sagectl.cli import exits, render
-from sagectl.cli.definition import local, setting
+from sagectl.cli.definition import model_here, setting
 from sagectl.cli.session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def estimate_verb(
     """
     options = {key: value for key, value in given.items() if value is not None}
     options |= {"settings": dict(setting(text) for text in settings)}
-    asked = _Asked(local(model), kind, options)
+    asked = _Asked(model_here(model), kind, options)
     found = asked.estimate()
     shape = found.shapes[0] if found.shapes else None
     if shape is None or not shape.ranks:

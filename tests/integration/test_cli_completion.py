@@ -78,3 +78,10 @@ def test_a_name_is_not_offered_twice(daemon: FakeDaemon) -> None:
 
 def test_without_a_daemon_completion_is_silent(tmp_path: Path) -> None:
     assert complete(str(tmp_path / "none"), "stop", "") == []
+
+
+def test_fine_tune_offers_its_choices_and_names(daemon: FakeDaemon) -> None:
+    assert complete(daemon.path, "fine") == ["fine-tune"]
+    assert complete(daemon.path, "fine-tune", "--method", "") == ["lora", "qlora", "full"]
+    assert complete(daemon.path, "fine-tune", "--policy", "s") == ["shared"]
+    assert complete(daemon.path, "fine-tune", "--follow", "--name", "c") == ["chat"]

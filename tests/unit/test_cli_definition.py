@@ -110,3 +110,14 @@ def test_a_bare_word_is_never_taken_for_a_file(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "server").touch()
     monkeypatch.chdir(tmp_path)
     assert body(None, ("server",), engine_kind="exec")["command"] == ["server"]
+
+
+@pytest.mark.parametrize("mark", definition.MODEL_MARKS)
+def test_a_directory_of_a_model_here_comes_before_a_name_on_the_hub(
+    mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "support").mkdir()
+    assert body("support")["model"] == "support"
+    (tmp_path / "support" / mark).touch()
+    assert body("support")["model"] == str(tmp_path / "support")
