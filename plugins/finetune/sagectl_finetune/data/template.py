@@ -235,7 +235,7 @@ class Template:
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Whether it has a chat template that is not ours: a resumed job's tokenizer may have been saved with it."""
+    """Whether it has a chat template of its own: that of a resumed job may have been saved with ours."""
     return bool(tokenizer.chat_template) and tokenizer.chat_template != OURS
 
 
