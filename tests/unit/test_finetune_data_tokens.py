@@ -245,6 +245,8 @@ def test_a_model_without_a_template_gets_one(transformers_python: str, tmp_path:
     assert found["report"]["template"]["name"] == "sagectl"
     # It is saved with the tokenizer, so that the model is served with it.
     assert "<|assistant|>" in found["template"]
+    # A resumed job may have that tokenizer at hand.
+    assert found["again"] == found["report"]["sha256"]
 
 
 def test_the_date_in_a_template_stands_still(transformers_python: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from .corpus import Corpus, Cut, Settings, Tokens
 from .model import DataError, Example, RowError
 from .reading import Rows
-from .template import Span, Template, Written, as_chat, bare, common_length
+from .template import Span, Template, Written, as_chat, bare, common_length, has_template
 
 BATCH = 256
 """Examples whose texts are given to the tokenizer at once: it works on them in parallel."""
@@ -58,7 +58,7 @@ def tokenise(
             f"max_length = {max_length} is no length of a row", f"Write 2 or more, up to {MOST:,}."
         )
     style: Literal["chat", "raw"] = (
-        ("chat" if tokenizer.chat_template else "raw") if pairs == "auto" else pairs
+        ("chat" if has_template(tokenizer) else "raw") if pairs == "auto" else pairs
     )
     settings = Settings(max_length, packing, rows.named or "auto", style)
     maker = _Maker(rows, tokenizer, settings, tokenizer.convert_ids_to_tokens(list(stops)))

@@ -60,7 +60,7 @@ class Template:
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        self.own = bool(tokenizer.chat_template)
+        self.own = has_template(tokenizer)
         self.marks = False
         self.forms: list[str] = []
         self.unrolled = 0
@@ -232,6 +232,11 @@ class Template:
                 found = self._tokenizer.get_chat_template(None, tools=[{}] if with_tools else None)
             self._frozen[with_tools] = frozen(found)
         return self._frozen[with_tools]
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether it has a chat template of its own: that of a resumed job may have been saved with ours."""
+    return bool(tokenizer.chat_template) and tokenizer.chat_template != OURS
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
