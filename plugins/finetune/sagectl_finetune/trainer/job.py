@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagectl_finetune.trainer import agreement, checkpoints, files, model, notify, result, rows
@@ -179,15 +179,16 @@ class _Run:
         """Whether all steps are done."""
         global _reached
         begin = self._begin
-        if begin is not None and (begin.step >= self._total or self._ended_early(begin)):
-            loop._load_from_checkpoint(str(begin.path))
-            return True
         loop.stop = self._stop
         loop.meter = Meter(
             self._total, begin.step if begin else 0, time.monotonic(), trained_tokens=self._trained_tokens
         )
         conduct = loops.Conduct(loop, self._settings, self._records, self._made_with)
         loop.add_callback(conduct)
+        if begin is not None and (begin.step >= self._total or self._ended_early(begin)):
+            loop.go_to(begin.path)
+            conduct.make_up(loop.args, loop.state)
+            return True
         self._stop.enter("training")
         self._records.progress(
             loop.meter.first,
@@ -214,15 +215,14 @@ class _Run:
 
     def _ended_early(self, begin: checkpoints.Checkpoint) -> bool:
         patience = self._settings.early_stopping
-        losses = [loss for _, loss in _evaluations(begin)]
+        state: Any = files.load(begin.path / "trainer_state.json") or {}
+        losses = [loss for _, loss in _evaluations(state.get("log_history", []))]
         return patience is not None and patience_is_over(losses, patience)
 
     def _finish(self, loop: Any, tokenizer: Any, prepared: rows.Prepared) -> None:
         settings = self._settings
         newest = checkpoints.listed(settings.directory)[0][0]
-        step = newest
-        if settings.early_stopping is not None:
-            step = self._load_best(loop, newest)
+        step = self._load_best(loop, newest) if settings.early_stopping is not None else newest
         _phase(self._records, newest, "writing the result", self._total)
         if not loop.is_world_process_zero():
             return
@@ -247,8 +247,7 @@ class _Run:
     def _load_best(self, loop: Any, newest: int) -> int:
         """Load what the evaluations found best; its step."""
         directory = self._settings.directory
-        found = checkpoints.examine(directory / f"checkpoint-{newest}")
-        best = best_of(_evaluations(found)) if isinstance(found, checkpoints.Checkpoint) else None
+        best = best_of(_evaluations(loop.state.log_history))
         if best is None or best == newest:
             return newest
         usable = checkpoints.examine(directory / f"checkpoint-{best}")
@@ -260,8 +259,5 @@ class _Run:
         return best
 
 
-def _evaluations(checkpoint: checkpoints.Checkpoint) -> list[tuple[int, float]]:
-    state: Any = files.load(checkpoint.path / "trainer_state.json") or {}
-    return [
-        (entry["step"], entry["eval_loss"]) for entry in state.get("log_history", []) if "eval_loss" in entry
-    ]
+def _evaluations(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]

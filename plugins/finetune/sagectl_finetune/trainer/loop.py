@@ -8,11 +8,12 @@ import random
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from sagectl_finetune.data import Row
 from sagectl_finetune.trainer import checkpoints
@@ -117,6 +118,11 @@ class Loop(Trainer):  # type: ignore[misc]
             self.control.should_training_stop = True
             return {"eval_loss": math.nan}
 
+    def go_to(self, checkpoint: Path) -> None:
+        """Be where a run was at its end: its weights, its steps and its evaluations."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
     def agreed(self) -> bool:
         """Whether any process was asked to stop: all have to do it at the same step."""
         if self.args.world_size == 1:
@@ -156,15 +162,22 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
         """The evaluations ended the run."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An evaluation that a stop left out is made up for."""
+        """Look for stalls, and evaluate what a stop kept from being evaluated. Raises EndedEarly."""
         self._step_began = time.monotonic()
         self.watch.start()
-        due = args.eval_steps and state.global_step and state.global_step % int(args.eval_steps) == 0
-        if due and all(entry["step"] != state.global_step for entry in _evaluations(state)):
+        self.make_up(args, state)
+        control.should_save = False
+        if self.ended:
+            raise EndedEarly
+
+    def make_up(self, args: Any, state: Any) -> None:
+        """Do the evaluation of the step that is reached, where it is due and a stop left it out."""
+        step = state.global_step
+        due = (
+            args.eval_steps and step and (step % int(args.eval_steps) == 0 or step >= self._loop.meter.total)
+        )
+        if due and all(entry["step"] != step for entry in _evaluations(state)):
             self._loop.evaluate()
-            control.should_save = False
-            if self.ended:
-                raise EndedEarly
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The place where a stop is heard."""
