@@ -65,18 +65,18 @@ class Stop:
                 self._end()
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        """Nothing: `_watch` has the number from the pipe, and says what comes before it sets the flag."""
 
     def _watch(self, reader: int) -> None:
         os.read(reader, 1)
         with self._lock:
-            self.requested = True
             if self._phase == "idle":
                 self._end()
             if self._phase == "training":
                 sys.stderr.write("asked to stop: saving a checkpoint at the end of this step\n")
                 sys.stderr.flush()
-        notify.extend(max(GRACE, 10 * self.step_seconds))
+            notify.extend(max(GRACE, 10 * self.step_seconds))
+            self.requested = True
         before = self._signs()
         while True:
             time.sleep(LOOK)
