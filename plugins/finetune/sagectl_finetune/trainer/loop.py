@@ -280,8 +280,8 @@ def _evaluations(state: Any) -> list[dict[str, Any]]:
 def _memory_gb() -> float:
     """The most that was held so far: of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return round(int(torch.cuda.max_memory_reserved()) / 1e9, 3)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+        return round(int(torch.cuda.max_memory_reserved()) / 2**30, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30, 3)
 
 
 def quiet(loop: Loop) -> None:
