@@ -85,7 +85,8 @@ def train(settings: Settings, stop: Stop, records: Records, begin: checkpoints.C
     if begin is not None:
         _agree(settings, begin, made_with)
     last = records.reset(step)
-    _phase(records, step, "loading the model")
+    figures = {key: value for key, value in last.items() if key not in ("step", "at")}
+    _phase(records, step, "loading the model", total, **figures)
     dtype = model.compute_dtype(settings, device)
     say(
         f"{settings.method} of {settings.model}: {len(prepared.train)} rows, {total} steps, "
@@ -95,9 +96,9 @@ def train(settings: Settings, stop: Stop, records: Records, begin: checkpoints.C
     return run.go(tokenizer, prepared, device=device, dtype=dtype)
 
 
-def _phase(records: Records, step: int, text: str, total: int | None = None) -> None:
+def _phase(records: Records, step: int, text: str, total: int | None = None, **figures: Any) -> None:
     notify.status(text)
-    records.progress(step, total, None, phase=text)
+    records.progress(step, total, None, phase=text, **figures)
 
 
 def _agree(settings: Settings, begin: checkpoints.Checkpoint, made_with: Mapping[str, Any]) -> None:
