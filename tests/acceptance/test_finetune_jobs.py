@@ -195,8 +195,8 @@ def test_a_stop_is_waited_for_longer_than_the_timeout_while_a_step_is_at_work(
 
     Result: the trainer asks for more time, and its checkpoint is whole; it is not killed.
     """
-    job = new_job(stop="{ timeout = 0.3 }", batch_size=16, max_length=1536)
-    write_chats(job.daemon.home / "data.jsonl", rows=64, padding=1500)
+    job = new_job(stop="{ timeout = 0.3 }", batch_size=8, max_length=768)
+    write_chats(job.daemon.home / "data.jsonl", rows=64, padding=700)
     daemon = job.daemon
     daemon.start()
     job.start()
