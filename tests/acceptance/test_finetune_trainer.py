@@ -196,7 +196,7 @@ def test_memory_that_runs_out_halves_the_batch(new_run: NewRun, tmp_path: Path) 
     """Eager attention of long rows does not fit; a fourth of the batch does. All rows of a step stay."""
     limit = 1100 << 20
     run = new_run(
-        dataset=write_chats(tmp_path / "long.jsonl", rows=16, padding=1500),
+        dataset=write_chats(tmp_path / "long.jsonl", rows=16, padding=1450),
         **{"batch_size": 8, "max_length": 1536, "attention": "eager", "gradient_checkpointing": False},
         max_steps=3,
     )

@@ -40,7 +40,9 @@ def prepare(settings: Settings, tokenizer: Any) -> Prepared:
         if settings.eval_split > 0:
             train, held = made.tokens.split(settings.eval_split, settings.seed)
     except data.DataError as error:
-        raise Refused(error.what, error.remedy.rstrip("."), tuple(str(bad) for bad in error.bad)) from error
+        reason = error.what.partition(", of which the first")[0]  # its own list follows there
+        because = tuple(str(bad) for bad in error.bad)
+        raise Refused(reason, error.remedy.rstrip("."), because) from error
     report = data.report(made)
     for bad in report["bad_rows"]:
         say(f"left out: {data.BadRow(bad['file'], bad['row'], bad['reason'])}")
