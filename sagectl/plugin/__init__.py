@@ -25,10 +25,8 @@ from sagectl.plugin.kind import (
     ProgramQuery,
     Progress,
     Refusal,
+    Successor,
     TcpProbe,
-    default_gpus,
-    estimate,
-    further_facts,
     option,
 )
 from sagectl.plugin.memory import (
@@ -42,6 +40,14 @@ from sagectl.plugin.memory import (
     MemoryPart,
     Shape,
     Tensor,
+)
+from sagectl.plugin.optional import (
+    Loading,
+    can_load,
+    default_gpus,
+    estimate,
+    further_facts,
+    loading,
 )
 
 __all__ = [
@@ -67,6 +73,7 @@ __all__ = [
     "InterpreterFacts",
     "InterpreterQuery",
     "LaunchPlan",
+    "Loading",
     "MemoryEstimate",
     "MemoryPart",
     "Mode",
@@ -78,12 +85,15 @@ __all__ = [
     "Progress",
     "Refusal",
     "Shape",
+    "Successor",
     "TcpProbe",
     "Tensor",
+    "can_load",
     "default_gpus",
     "estimate",
     "further_facts",
     "hookimpl",
     "hookspec",
+    "loading",
     "option",
 ]
