@@ -282,13 +282,15 @@ class LoadedModel:
     """A model that an engine took in while it ran.
 
     path: absolute; job: the engine id of the job that wrote it, "" for none; generation: of the engine,
-    when it took it in: a later one has to be given it again.
+    when it took it in: a later one has to be given it again. edition: how many of this name it had before,
+    in that generation.
     """
 
     name: str
     path: str
     job: str
     generation: int
+    edition: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,14 @@ def has(engine: Engine, name: str) -> bool:
     return any(model.name == name for model in engine.loaded)
 
 
+def edition(engine: Engine, name: str) -> int:
+    """How many models of this name its process has had."""
+    return max(
+        (m.edition + 1 for m in engine.loaded if m.name == name and m.generation == engine.generation),
+        default=0,
+    )
+
+
 def with_model(engine: Engine, model: LoadedModel) -> tuple[LoadedModel, ...]:
     """What it has loaded, this model included."""
     others = tuple(other for other in engine.loaded if other.name != model.name)

@@ -177,7 +177,7 @@ class Preflight:
         kind = self._kinds[engine.spec.kind]
         return self._planned(kind, *await self._ask(engine, kind, known_port(engine), engine.reservation))
 
-    async def loading(self, engine: Engine, model: str, name: str, *, again: bool) -> Loading | Refusal:
+    async def loading(self, engine: Engine, model: str, name: str, edition: int) -> Loading | Refusal:
         """How an engine that runs takes in one more model under this name.
 
         Raises: whatever its kind does.
@@ -187,7 +187,7 @@ class Preflight:
             return Refusal("it serves only what it was started with", "start another engine")
         asked = replace(engine, spec=replace(engine.spec, model=model))
         request, facts = await self._ask(asked, kind, engine.port, engine.reservation)
-        return loading(kind, request, plan, facts, name=name, again=again)
+        return loading(kind, request, plan, facts, name=name, edition=edition)
 
     async def _ask(
         self,

@@ -32,14 +32,12 @@ class Operations(Protocol):
 
     def start(self, engine: Engine, *, again: bool = False) -> None: ...
 
-    def restart(self, engine: Engine) -> None: ...
-
 
 class HowToLoad(Protocol):
     """`Preflight.loading`."""
 
     def __call__(
-        self, engine: Engine, model: str, name: str, *, again: bool
+        self, engine: Engine, model: str, name: str, edition: int
     ) -> Awaitable[Loading | Refusal]: ...
 
 
@@ -118,27 +116,30 @@ class Results:
         if why is not None:
             self._fail(job_id, serving, why)
             return
-        if named is None:
-            by = await self._load_somewhere(job_id, serving)
-            if by is not None:
-                text = f"served as {successor.name} by the engine {by}"
-                self._tell(job_id, replace(serving, phase=ServingPhase.SERVED, engine=by, text=text))
-                return
+        if named is None and await self._load_somewhere(job_id, serving):
+            return
         try:
             await self._serve_alone(job_id, serving)
         except SagectlError as error:
             self._fail(job_id, serving, str(error))
 
-    async def _load_somewhere(self, job_id: str, serving: Serving) -> str | None:
-        """The name of the engine that took it in."""
-        successor = serving.successor
-        for engine in rules.candidates(self._supervisor, successor):
-            trouble = await self._load(engine, successor.model, successor.name, job_id)
+    async def _load_somewhere(self, job_id: str, serving: Serving) -> bool:
+        """Have a running engine take it in. False where none does, and it needs one of its own."""
+        name = serving.successor.name
+        for engine in rules.candidates(self._supervisor, serving.successor):
+            trouble = await self._load(engine, serving.successor.model, name, job_id)
             if trouble is None:
-                return engine.name
+                text = f"served as {name} by the engine {engine.name}"
+                done = replace(serving, phase=ServingPhase.SERVED, engine=engine.name, text=text)
+                self._tell(job_id, done)
+                return True
             text = f"the engine {engine.name} does not take it in: {trouble}"
+            if rules.has(engine, name):
+                # It goes on with the earlier result, and two must not answer to one name.
+                self._fail(job_id, serving, f"{text}; what it serves under that name is the earlier result")
+                return True
             self._journal.record(self._name(job_id), job_id, "serving", text)
-        return None
+        return False
 
     async def _serve_alone(self, job_id: str, serving: Serving) -> None:
         """By an engine of its own, which was there already or is made now. Raises SagectlError."""
@@ -149,7 +150,8 @@ class Results:
             # So that it comes back with the machine; stopping it is as good as taking it out of a file.
             engine = await self._operations.define({"autostart": True, **successor.keys, **body})
         elif engine.process is not None and serving.engine != engine.name:
-            self._operations.restart(engine)  # what it serves now is the earlier result
+            # What it serves now is the earlier result.
+            self._supervisor.post(engine.id, ev.RestartRequested(why=f"restarted for a new {successor.name}"))
         elif not engine.up:
             self._operations.start(engine)
         text = f"its result is to be served as {successor.name}: the engine {engine.name} is starting"
@@ -178,8 +180,9 @@ class Results:
 
     async def _load(self, engine: Engine, model: str, name: str, job_id: str) -> str | None:
         """Have an engine take in a model; why it did not, None where it did."""
+        edition = rules.edition(engine, name)
         try:
-            how = await self._how_to_load(engine, model, name, again=rules.has(engine, name))
+            how = await self._how_to_load(engine, model, name, edition)
         except Exception as error:  # a plugin's fault, and there are other engines
             log.exception("the kind %s failed to say how %s loads a model", engine.spec.kind, engine.name)
             return f"{type(error).__name__}: {error}"
@@ -194,7 +197,7 @@ class Results:
         now = self._supervisor.get(engine.id)
         if now is None or now.generation != engine.generation or now.sub is not Sub.READY:
             return "it ended meanwhile"
-        loaded = LoadedModel(name, model, job_id, engine.generation)
+        loaded = LoadedModel(name, model, job_id, engine.generation, edition)
         self._supervisor.post(engine.id, ev.ModelsLoaded(rules.with_model(now, loaded)))
         self._journal.record(engine.name, engine.id, "loaded", f"took in {model} as {name}")
         return None
@@ -230,7 +233,7 @@ class Results:
             raise UnknownEngine(f"{engine.name} has loaded no {name!r}", remedy=f"it has: {names}")
         rest = tuple(other for other in engine.loaded if other is not model)
         self._supervisor.post(engine.id, ev.ModelsLoaded(rest))
-        how = await self._how_to_load(engine, model.path, name, again=False)
+        how = await self._how_to_load(engine, model.path, name, 0)
         if isinstance(how, Loading) and engine.sub is Sub.READY:
             await self._ask_all(engine, how.undo)
         self._journal.record(engine.name, engine.id, "unloaded", f"{name} was taken out by the user")

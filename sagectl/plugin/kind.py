@@ -392,10 +392,10 @@ class EngineKind(Protocol[OptionsT_contra]):
     with the answers to the same `facts` before GPUs are chosen, so that `request.grant` is None; `plan` comes
     after that, with the grant. Without it sagectl assumes a small engine and learns from what it measures.
 
-    `loading(request, plan, facts, name, again) -> Loading | Refusal`: how an engine of this kind that runs by
-    `plan` takes in one more model, `request.model`, under this name; `again` where it has one of that name
-    from here already, which must go on answering if the new one fails. Without it an engine serves what it
-    was started with.
+    `loading(request, plan, facts, name, edition) -> Loading | Refusal`: how an engine of this kind that runs
+    by `plan` takes in one more model, `request.model`, under this name. `edition` counts those of that name
+    that its process has had: above 0 there is one, which must go on answering if the new one fails. Without
+    it an engine serves what it was started with.
 
     And `further_facts(request, facts) -> Sequence[FactQuery]`: what else it needs to know, given the answers
     to `facts`, such as where the base of an adapter lies. `estimate` and `plan` get both.

@@ -55,9 +55,9 @@ def loading(
     facts: Facts,
     *,
     name: str,
-    again: bool,
+    edition: int,
 ) -> Loading | Refusal:
     """How an engine takes in `request.model` as `name`. Only where the kind `can_load`."""
     found: Any = kind.loading  # type: ignore[attr-defined]
-    answer: Loading | Refusal = found(request, plan, facts, name, again)
+    answer: Loading | Refusal = found(request, plan, facts, name, edition)
     return answer

@@ -92,7 +92,7 @@ class LlmKind:
         return _PLAN[backend](request, facts, adapter)
 
     def loading(
-        self, request: EngineRequest[LlmOptions], plan: LaunchPlan, facts: Facts, name: str, again: bool
+        self, request: EngineRequest[LlmOptions], plan: LaunchPlan, facts: Facts, name: str, edition: int
     ) -> Loading | Refusal:
         """How the server, running by `plan`, takes in the adapter that `request.model` names."""
         adapter = adapters.read(request, facts)
@@ -102,7 +102,7 @@ class LlmKind:
             return Refusal("`transformers serve` takes in nothing while it runs", 'set backend = "vllm"')
         if adapter is None:
             return Refusal("the result is a whole model, not an adapter", "give it an engine of its own")
-        return vllm_adapters.loading(request, plan, facts, adapter, name, again=again)
+        return vllm_adapters.loading(request, plan, facts, adapter, name, edition)
 
     def _backend(self, request: EngineRequest[LlmOptions], facts: Facts) -> str:
         if request.options.backend != "auto":

@@ -52,8 +52,7 @@ def loading(
     facts: Facts,
     adapter: Adapter,
     name: str,
-    *,
-    again: bool,
+    edition: int,
 ) -> Loading | Refusal:
     """How the vLLM that runs by `plan` takes in an adapter, or why it cannot."""
     trouble = adapters.vllm_trouble(adapter) or _no_room(plan, adapter)
@@ -65,14 +64,15 @@ def loading(
     serves = _value(plan, "--model")
     if base.source != serves:
         return Refusal(f"its model is {serves}, and the adapter's base is {base.source}", "serve that base")
-    if not again:
-        return Loading((_load(adapter, name), first_token(name)), undo=(_unload(name),))
+    # vLLM files its prefix cache under name and path: another spelling keeps it from reusing what the weights
+    # that were there before computed.
+    path = adapter.directory + "/." * edition
+    take_in = (_load(name, path), first_token(name))
+    if edition == 0:
+        return Loading(take_in, undo=(_unload(name),))
     # What answers to the name now goes on until the new one has computed something.
     trial = f"{name}.next"
-    return Loading(
-        (_load(adapter, trial), first_token(trial), _unload(trial), _load(adapter, name), first_token(name)),
-        undo=(_unload(trial),),
-    )
+    return Loading((_load(trial, path), first_token(trial), _unload(trial), *take_in), undo=(_unload(trial),))
 
 
 def _no_room(plan: LaunchPlan, adapter: Adapter) -> Refusal | None:
@@ -98,9 +98,8 @@ def _value(plan: LaunchPlan, flag: str) -> str | None:
     return None if at is None else plan.argv[at + 1]
 
 
-def _load(adapter: Adapter, name: str) -> HttpProbe:
-    body = {"lora_name": name, "lora_path": adapter.directory, "load_inplace": True}
-    return _post("/v1/load_lora_adapter", body)
+def _load(name: str, path: str) -> HttpProbe:
+    return _post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, "load_inplace": True})
 
 
 def _unload(name: str) -> HttpProbe:
