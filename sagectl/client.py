@@ -216,6 +216,10 @@ class Client:
         """Forget its failures and the start limit."""
         return self._act(ref, "reset-failed")
 
+    def unload(self, ref: str, *, model: str | None = None) -> list[Engine]:
+        """Take out a model that it took in while it ran; all of them where none is named. Raises Conflict."""
+        return self._act(ref, "unload", model=model)
+
     def enable(self, ref: str) -> list[Engine]:
         """Have it started with the daemon, whatever the configuration says."""
         return self._act(ref, "enable")

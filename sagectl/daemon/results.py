@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from sagectl.core import events as ev
 from sagectl.core import serving as rules
 from sagectl.core.engine import Engine, LoadedModel, Serving, ServingPhase, Sub
 from sagectl.daemon.supervisor import Supervisor
-from sagectl.errors import SagectlError, UnknownEngine
+from sagectl.errors import SagectlError
 from sagectl.plugin import HttpProbe, Loading, Refusal, Successor
 from sagectl.system.http_call import call
 from sagectl.system.journal import Journal
@@ -181,11 +181,7 @@ class Results:
     async def _load(self, engine: Engine, model: str, name: str, job_id: str) -> str | None:
         """Have an engine take in a model; why it did not, None where it did."""
         edition = rules.edition(engine, name)
-        try:
-            how = await self._how_to_load(engine, model, name, edition)
-        except Exception as error:  # a plugin's fault, and there are other engines
-            log.exception("the kind %s failed to say how %s loads a model", engine.spec.kind, engine.name)
-            return f"{type(error).__name__}: {error}"
+        how = await self._how(engine, model, name, edition)
         if isinstance(how, Refusal):
             return how.reason
         trouble = await self._ask_all(engine, how.steps)
@@ -201,6 +197,13 @@ class Results:
         self._supervisor.post(engine.id, ev.ModelsLoaded(rules.with_model(now, loaded)))
         self._journal.record(engine.name, engine.id, "loaded", f"took in {model} as {name}")
         return None
+
+    async def _how(self, engine: Engine, model: str, name: str, edition: int) -> Loading | Refusal:
+        try:
+            return await self._how_to_load(engine, model, name, edition)
+        except Exception as error:  # a plugin's fault, and there are other engines
+            log.exception("the kind %s failed to say how %s loads a model", engine.spec.kind, engine.name)
+            return Refusal(f"{type(error).__name__}: {error}", "report it to the plugin's author")
 
     async def _ask_all(self, engine: Engine, requests: tuple[HttpProbe, ...]) -> str | None:
         try:
@@ -225,15 +228,18 @@ class Results:
                 text = f"does not serve {model.name} any more ({model.path}): {trouble}"
                 self._journal.record(engine.name, engine.id, "load-failed", text, "error")
 
-    async def unload(self, engine: Engine, name: str) -> None:
-        """Take a model out of an engine. Raises UnknownEngine where it has none of that name."""
-        model = next((model for model in engine.loaded if model.name == name), None)
-        if model is None:
-            names = ", ".join(model.name for model in engine.loaded) or "none"
-            raise UnknownEngine(f"{engine.name} has loaded no {name!r}", remedy=f"it has: {names}")
-        rest = tuple(other for other in engine.loaded if other is not model)
-        self._supervisor.post(engine.id, ev.ModelsLoaded(rest))
-        how = await self._how_to_load(engine, model.path, name, 0)
-        if isinstance(how, Loading) and engine.sub is Sub.READY:
-            await self._ask_all(engine, how.undo)
-        self._journal.record(engine.name, engine.id, "unloaded", f"{name} was taken out by the user")
+    def taken_out(self, engine: Engine, models: Sequence[LoadedModel]) -> None:
+        """The user wants an engine to serve these no more."""
+        self._run(engine, self._take_out(engine, models))
+
+    async def _take_out(self, engine: Engine, models: Sequence[LoadedModel]) -> None:
+        for model in models:
+            trouble = None
+            if engine.sub is Sub.READY and model.generation == engine.generation:
+                how = await self._how(engine, model.path, model.name, 0)
+                trouble = how.reason if isinstance(how, Refusal) else await self._ask_all(engine, how.undo)
+            text = f"{model.name} was taken out by the user"
+            if trouble is not None:
+                text += f", but it answers to that name until it is restarted: {trouble}"
+            level = "info" if trouble is None else "warning"
+            self._journal.record(engine.name, engine.id, "unloaded", text, level)

@@ -135,6 +135,7 @@ class Runtime:
             str(paths.models),
         )
         self.supervisor.watchers.append(self.results.moved)
+        self.control.taken_out = self.results.taken_out
 
     def _gpu_memory(self) -> GpuMemory:
         return GpuMemory(

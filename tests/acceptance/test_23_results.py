@@ -77,7 +77,7 @@ def library(new_daemon: Callable[..., Daemon], installed: Callable[[str], str]) 
 
 def test_a_running_engine_takes_the_result_in_and_gets_it_back_when_it_restarts(library: Library) -> None:
     """Scenario 23.1: two servers run, one of them closed. The job completes; the open server gets SIGKILL,
-    later together with the daemon; the job is done again.
+    later together with the daemon; the job is done again; the user takes the text out.
 
     Result: the open one reads it out in the same process, `serves` and the job say so; the next process has
     it again; so has the one that the next daemon starts; then it is the new text, in the same process.
@@ -113,6 +113,13 @@ def test_a_running_engine_takes_the_result_in_and_gets_it_back_when_it_restarts(
     assert library.served()["phase"] == "served"
     assert (library.read("open", "poem"), library.pid("open")) == ("second", pid)
     assert len(daemon.client.engines()) == 3
+
+    said = daemon.cli("engine", "unload", "open", "poem")
+    assert (said.returncode, said.stdout) == (0, "open: serves open\n")
+    daemon.until("open", lambda engine: library.read("open", "poem") == "", "the text to be gone")
+    refused = daemon.cli("engine", "unload", "open", "poem")
+    assert refused.returncode == 1
+    assert "open has taken in no model 'poem'" in refused.stderr
 
 
 def test_a_result_that_no_engine_takes_in_gets_one_of_its_own(library: Library) -> None:
