@@ -205,6 +205,11 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "EngineProgress": _object({"engine_id": TEXT, "name": TEXT, "progress": _or_null(_ref("Progress"))}),
+    "EngineHistory": _object({"engine_id": TEXT, "name": TEXT, "history": _list(_ref("Step"))}),
+    "Step": _said(
+        _object({"step": NUMBER, "at": _or_null(TIME)}, closed=False),
+        "a step of a job, with the figures that its kind knows: loss, eval_loss, learning_rate and the like",
+    ),
     "Definition": _said(
         {
             "type": "object",

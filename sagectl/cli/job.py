@@ -5,18 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sagectl import errors
 from sagectl.cli import exits, progress, render
+from sagectl.cli.curve import Curve
 from sagectl.cli.excerpt import failure_details
 from sagectl.cli.live import INTERVAL, Live
 from sagectl.cli.session import Session
 
 if TYPE_CHECKING:
-    from sagectl.client import Engine
+    from sagectl.client import Engine, Step
 
 LOOK = 1.0
 """Seconds between two readings of a job."""
@@ -24,8 +24,6 @@ PLAIN_EVERY = 10.0
 """Seconds between two plain lines that tell of progress alone."""
 PATIENCE = 60.0
 """Seconds for which a daemon that went away is waited for."""
-LOSSES = 40
-"""Columns of the sparkline."""
 
 
 class Follow:
@@ -45,8 +43,7 @@ class Follow:
         terminal = self._style.width is not None and not session.json
         self._live = Live(unicode=self._style.unicode) if terminal else None
         self._inbox: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        self._losses: deque[float] = deque(maxlen=LOSSES)
-        self._measured: float = -1.0
+        self._losses = Curve()
         self._heard = True
         self._said, self._said_state, self._said_at = "", "", 0.0
         self._absent_since: float | None = None
@@ -54,6 +51,7 @@ class Follow:
     def run(self) -> int:
         """Show how the job goes on; 0 where it completed, 1 where it failed, 3 where it was stopped."""
         threading.Thread(target=self._read_events, daemon=True).start()
+        self._losses = Curve(self._past())
         read_at = 0.0
         try:
             while True:
@@ -75,6 +73,14 @@ class Follow:
 
     # --- reading ---
 
+    def _past(self) -> list[Step]:
+        if self._live is None:
+            return []
+        try:
+            return self._session.client.history(self._engine["engine_id"])
+        except errors.SagectlError:
+            return []  # an older daemon, or none: what comes is shown all the same
+
     def _read(self) -> None:
         try:
             self._engine = self._session.client.engine(self._engine["engine_id"])
@@ -89,9 +95,8 @@ class Follow:
         self._absent_since = None
         found = self._engine["progress"]
         loss = progress.loss(self._engine)
-        if found and loss is not None and found["done"] != self._measured:
-            self._measured = found["done"]
-            self._losses.append(loss)
+        if found and loss is not None:
+            self._losses.add(found["done"], loss)
 
     def _read_events(self) -> None:
         try:
@@ -198,9 +203,8 @@ class Follow:
         yield fitted("  " + " ".join(part for part in (drawn, progress.headline(found)) if part))
         if told := progress.details(found):
             yield fitted(f"  {told}", "dim")
-        if len(self._losses) > 1:
-            sparks = progress.sparkline(list(self._losses)[-max(4, width - 30) :], unicode=style.unicode)
-            yield fitted(f"  loss {self._losses[0]:.4g} {sparks} {self._losses[-1]:.4g}")
+        if drawn := self._losses.drawn(width - len("  loss "), unicode=style.unicode):
+            yield fitted(f"  loss {drawn}")
 
     def _note(self, text: str, look: str = "") -> None:
         self._clear()

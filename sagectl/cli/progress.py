@@ -112,7 +112,12 @@ def lines(engine: Engine, style: render.Style) -> list[str]:
 
 def loss(engine: Engine) -> float | None:
     """The newest loss; NaN where it is no number; None where there is none."""
-    found = ((engine["progress"] or {}).get("details") or {}).get("loss")
+    return loss_of((engine["progress"] or {}).get("details") or {})
+
+
+def loss_of(figures: Mapping[str, Any]) -> float | None:
+    """The loss among a step's figures, likewise."""
+    found = figures.get("loss")
     if found is None or isinstance(found, bool):
         return None
     try:

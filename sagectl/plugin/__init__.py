@@ -23,7 +23,6 @@ from sagectl.plugin.kind import (
     Probes,
     ProgramFacts,
     ProgramQuery,
-    Progress,
     Refusal,
     TcpProbe,
     default_gpus,
@@ -43,6 +42,7 @@ from sagectl.plugin.memory import (
     Shape,
     Tensor,
 )
+from sagectl.plugin.progress import Point, Progress, history
 
 __all__ = [
     "KV_CACHE",
@@ -71,6 +71,7 @@ __all__ = [
     "MemoryPart",
     "Mode",
     "NotifyProbe",
+    "Point",
     "Probe",
     "Probes",
     "ProgramFacts",
@@ -83,6 +84,7 @@ __all__ = [
     "default_gpus",
     "estimate",
     "further_facts",
+    "history",
     "hookimpl",
     "hookspec",
     "option",

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from sagectl.plugin.memory import CheckpointFacts, CheckpointQuery, GpuGrant, MemoryEstimate
+from sagectl.plugin.progress import Progress
 
 OptionsT_co = TypeVar("OptionsT_co", covariant=True)
 OptionsT_contra = TypeVar("OptionsT_contra", contravariant=True)
@@ -259,6 +260,7 @@ class LaunchPlan:
     served_models: names under which clients ask for it.
     progress_file: absolute path of a small file that the engine replaces atomically, given to
         `EngineKind.progress`.
+    history_file: absolute path of a file to which it appends a line for each step, given to `history`.
     notes: what the plan chose and why, shown by `sagectl explain`.
     """
 
@@ -268,6 +270,7 @@ class LaunchPlan:
     probes: Probes = Probes()
     served_models: tuple[str, ...] = ()
     progress_file: str | None = None
+    history_file: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -339,23 +342,6 @@ class Diagnosis:
     arithmetic: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is.
-
-    Args:
-        done, total: in `unit`; total None where it is not known.
-        eta_seconds: to completion, None where it is not known.
-        details: further figures (loss, learning rate), JSON scalars.
-    """
-
-    done: float
-    total: float | None = None
-    unit: str = "steps"
-    eta_seconds: float | None = None
-    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-
-
 @runtime_checkable
 class EngineKind(Protocol[OptionsT_contra]):
     """An engine kind. Implement it with a plain class; all methods are pure and quick.
@@ -376,6 +362,9 @@ class EngineKind(Protocol[OptionsT_contra]):
 
     And `further_facts(request, facts) -> Sequence[FactQuery]`: what else it needs to know, given the answers
     to `facts`, such as where the base of an adapter lies. `estimate` and `plan` get both.
+
+    And `history(text) -> Sequence[Point]`: reads lines of `LaunchPlan.history_file`, a step each; of a file
+    that is too long to be read, it gets some of them.
     """
 
     @property

@@ -243,6 +243,10 @@ class FakeControl:
     async def progress(self, e: Engine) -> dict[str, Any] | None:
         return self.figures
 
+    async def history(self, e: Engine, points: int) -> list[dict[str, Any]]:
+        self.asked.append(("history", e.name, points))
+        return [{"step": 1, "at": 1.7e9, "loss": 2.5}, {"step": 2, "at": None}]
+
     async def reexec(self) -> None:
         self.asked.append(("reexec",))
 

@@ -114,6 +114,7 @@ class FakeDaemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.bodies: list[Any] = []
         self.events: list[dict[str, Any]] = []
         self.logs: dict[str, bytes] = {}
+        self.history: dict[str, list[dict[str, Any]]] = {}
         self.answers: dict[str, tuple[int, Any]] = {}
         self.changed = threading.Condition(threading.RLock())
         self._pending: dict[str, list[dict[str, Any]]] = {}
@@ -237,6 +238,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._unknown(ref)
         if verb == "logs":
             return self._log(found[0]["name"], query)
+        if verb == "history":
+            one = found[0]
+            return self._send(200, {"name": one["name"], "history": self.server.history.get(one["name"], [])})
         if self.command == "GET":
             reply = found[0] if len(found) == 1 else {"engines": found, "group": ref}
             self._send(200, reply)

@@ -60,6 +60,8 @@ CALLS: list[tuple[str, str, int]] = [
     ("GET", f"{BASE}/engines/rep/logs", 409),
     ("GET", f"{BASE}/engines/tune/progress", 200),
     ("GET", f"{BASE}/engines/chat/progress", 200),
+    ("GET", f"{BASE}/engines/tune/history?points=2", 200),
+    ("GET", f"{BASE}/engines/rep/history", 409),
     ("GET", f"{BASE}/engines/chat/explain", 200),
     ("GET", f"{BASE}/engines/chat/definition", 200),
 ]

@@ -47,6 +47,9 @@ async def test_the_client_reads_what_the_api_shows(tmp_path: Path) -> None:
         assert (await ask(served, lambda c: c.explain("chat")))["decision"] == "running"
         assert (await ask(served, lambda c: c.definition("chat")))["kind"]["value"] == "exec"
         assert (await ask(served, lambda c: c.progress("tune"))) == served.control.figures
+        steps = await ask(served, lambda c: c.history("tune", points=7))
+        assert served.control.asked == [("history", "tune", 7)]
+        assert steps[0] == {"step": 1, "at": "2023-11-14T22:13:20.000Z", "loss": 2.5}
         assert (await ask(served, Client.openapi))["openapi"] == "3.1.0"
         assert "sagectl_engines" in await ask(served, Client.metrics)
 

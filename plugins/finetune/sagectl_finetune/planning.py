@@ -26,6 +26,7 @@ from sagectl_models import allocator, places
 
 TRAINER = str(Path(__file__).with_name("run_trainer.py"))
 PROGRESS = "progress.json"
+HISTORY = "history.jsonl"
 CARD = "sagectl.json"
 """What a result was made from, in its directory."""
 OLDEST = (5, 0)
@@ -71,6 +72,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         argv=(request.python, TRAINER, json.dumps(told, ensure_ascii=False)),
         env={**_environment(told), **({} if cap is None else cap.env)},
         progress_file=posixpath.join(request.state_dir, PROGRESS),
+        history_file=posixpath.join(request.state_dir, HISTORY),
         notes=(
             f"{request.options.method} on {'the CPU' if told['device'] == 'cpu' else counted(gpus)}",
             model.note,
