@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sagectl import errors, unixhttp
-from sagectl.shapes import Engine, Event, Exit, Reload, Status, Step
+from sagectl.shapes import Engine, EngineProgress, Event, Exit, Reload, Status, Step
 from sagectl.unixhttp import Broken, Foreign, Response
 
-__all__ = ["Client", "Engine", "Event", "Exit", "Reload", "Status", "Step"]
+__all__ = ["Client", "Engine", "EngineProgress", "Event", "Exit", "Reload", "Status", "Step"]
 
 _API = "/v1/management"
 _RECONNECT_SECONDS = 60.0
@@ -190,6 +190,25 @@ class Client:
             "GET", f"{_engine(ref)}/logs", query, silence=None if follow else self.timeout
         )
         return self._pieces(response)
+
+    def follow_progress(self, ref: str) -> Iterator[EngineProgress]:
+        """How far a job is, now and at each change, until it is down: the last one says how.
+
+        Raises NoDaemon where the daemon goes away meanwhile; the job goes on without it.
+        """
+        response = self._request(
+            "GET", f"{_engine(ref)}/progress", {"follow": True}, silence=_SILENCE_SECONDS
+        )
+        return self._told(response)
+
+    def _told(self, response: Response) -> Iterator[EngineProgress]:
+        with response:
+            try:
+                for _, data in response.server_sent():
+                    if data not in ("", "{}"):
+                        yield json.loads(data)
+            except (Broken, OSError) as error:
+                raise self._gone(error) from error
 
     def _pieces(self, response: Response) -> Iterator[bytes]:
         with response:

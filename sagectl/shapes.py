@@ -60,6 +60,16 @@ class Engine(TypedDict):
     log_path: str
 
 
+class EngineProgress(TypedDict):
+    """How far a job is; `progress` None where there is nothing to say."""
+
+    engine_id: str
+    name: str
+    state: str
+    substate: str
+    progress: dict[str, Any] | None
+
+
 class Event(TypedDict):
     """Something that happened; `id` counts up and survives the daemon. `engine` None: the daemon itself.
 

@@ -129,13 +129,6 @@ def forget(call: Call, engine: Engine) -> None:
     call.service.control.forget(engine)
 
 
-async def progress(call: Call) -> web.StreamResponse:
-    """GET engines/{id}/progress."""
-    engine = one(call)
-    found = await call.service.control.progress(engine)
-    return reply({"engine_id": engine.id, "name": engine.name, "progress": found})
-
-
 async def history(call: Call) -> web.StreamResponse:
     """GET engines/{id}/history."""
     engine = one(call)

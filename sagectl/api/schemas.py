@@ -204,7 +204,15 @@ SCHEMAS: dict[str, Schema] = {
             "details": ANY_OBJECT,
         }
     ),
-    "EngineProgress": _object({"engine_id": TEXT, "name": TEXT, "progress": _or_null(_ref("Progress"))}),
+    "EngineProgress": _object(
+        {
+            "engine_id": TEXT,
+            "name": TEXT,
+            "state": _one_of(state.value for state in SUBSTATES),
+            "substate": _one_of(_SUBSTATE_WORDS),
+            "progress": _or_null(_ref("Progress")),
+        }
+    ),
     "EngineHistory": _object({"engine_id": TEXT, "name": TEXT, "history": _list(_ref("Step"))}),
     "Step": _said(
         _object({"step": NUMBER, "at": _or_null(TIME)}, closed=False),

@@ -154,10 +154,12 @@ ROUTES = (
     Route(
         "GET",
         f"{_ENGINE}/progress",
-        engines.progress,
+        streams.progress,
         "How far a job is",
         {200: "EngineProgress"},
-        errors=(409,),
+        params=(_FOLLOW,),
+        errors=(409, 503),
+        events=True,
     ),
     Route(
         "GET",

@@ -132,6 +132,17 @@ def has_progress(engine: Engine) -> bool:
     return engine.spec.mode is Mode.RUN and engine.plan is not None
 
 
+def progress_json(engine: Engine, progress: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How far a job is."""
+    return {
+        "engine_id": engine.id,
+        "name": engine.name,
+        "state": engine.state.value,
+        "substate": engine.substate,
+        "progress": progress,
+    }
+
+
 def point_json(point: Mapping[str, Any]) -> dict[str, Any]:
     """A step of a job's past. A time that is none is left out: the job wrote it."""
     at = point["at"]

@@ -135,6 +135,7 @@ async def test_head_has_the_headers_of_get_and_no_body(tmp_path: Path) -> None:
             "/healthz",
             f"{BASE}/engines/chat/logs?follow=1",
             f"{BASE}/events?follow=1",
+            f"{BASE}/engines/tune/progress?follow=1",
             f"{BASE}/x",
         ):
             reply = await served.ask("HEAD", target)

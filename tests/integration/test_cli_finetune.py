@@ -199,6 +199,16 @@ def test_the_sparkline_begins_with_what_was_before(daemon: FakeDaemon) -> None:
     assert re.search(r"loss 8 █[▁▂▃▄▅▆▇█]{5} 0.25", plain)
 
 
+def test_progress_that_comes_by_itself_is_shown_without_asking(daemon: FakeDaemon) -> None:
+    daemon.engines["mine"] = engine("mine", **training(1, loss=8.0))
+    daemon.told["mine"] = [*(training(n, loss=9.0 - n) for n in range(1, 8)), {**COMPLETED, "progress": None}]
+    plain = ESCAPE.sub("", on_a_terminal(daemon, "fine-tune", "--follow", "--name", "mine", columns=70))
+    assert plain.endswith("mine: inactive (completed)\n")
+    read = [asked for asked in daemon.requests if asked == "GET engines/id-mine"]
+    assert len(read) <= 3, "at the begin, at the end, and once more where it was at its end already"
+    assert sum("progress" in asked for asked in daemon.requests) <= 2
+
+
 # --- a job in the listings -----------------------------------------------------------------------
 
 
