@@ -143,6 +143,7 @@ def test_gpus_are_used_as_granted_and_torch_is_kept_within_the_grant() -> None:
         ({"method": "qlora"}, "bitsandbytes"),
         ({"optimizer": "paged_adamw"}, "bitsandbytes"),
         ({"report_to": ("wandb",)}, "wandb"),
+        ({"dataset": "/data/rows.Parquet"}, "pyarrow"),
     ],
 )
 def test_a_missing_module_is_named_with_what_installs_it(options: dict[str, Any], missing: str) -> None:

@@ -150,6 +150,8 @@ def needed(options: FinetuneOptions) -> tuple[str, ...]:
     names += ["peft"] if options.method != "full" else []
     names += ["bitsandbytes"] if options.stored != "none" or options.optimizer != "adamw" else []
     names += ["accelerate"]
+    # A directory may hold Parquet too; that is found when the data is read.
+    names += ["pyarrow"] if (options.dataset or "").lower().endswith(".parquet") else []
     return (*names, *options.report_to)
 
 

@@ -123,9 +123,13 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        return RowError(f"is not JSON: {error.msg} at column {error.colno}")
+        return RowError(f"is not JSON: {_what(error)} at column {error.colno}")
     except RecursionError:
         return RowError("is not JSON that can be read: it is nested too deeply")
+
+
+def _what(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" at")  # some say "starting at", and the place follows
 
 
 # --- JSON --------------------------------------------------------------------------------------
@@ -152,7 +156,7 @@ def _json(file: IO[bytes]) -> Iterator[Raw]:
     except json.JSONDecodeError as error:
         yield (
             error.lineno,
-            RowError(f"is not JSON: {error.msg} at column {error.colno} of line {error.lineno}"),
+            RowError(f"is not JSON: {_what(error)} at column {error.colno} of line {error.lineno}"),
         )
         return
     except RecursionError:
