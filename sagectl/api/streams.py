@@ -82,8 +82,9 @@ async def _event_blocks(subscription: Subscription) -> AsyncGenerator[bytes, Non
 async def _send(call: Call, response: web.StreamResponse, blocks: AsyncGenerator[bytes, None]) -> None:
     """Write what comes, and a comment where nothing does for long."""
     async with aclosing(blocks), aclosing(_with_heartbeat(blocks, call.service.limits.heartbeat)) as feed:
-        async for block in feed:
-            await response.write(block)
+        with suppress(ConnectionResetError):  # the client left, which the server may hear of only later
+            async for block in feed:
+                await response.write(block)
 
 
 async def _with_heartbeat(
@@ -120,7 +121,6 @@ async def progress(call: Call) -> web.StreamResponse:
     with call.service.long_request():
         await call.begin(response)
         await _send(call, response, _progress_blocks(following.follow(control, engine)))
-        await response.write(b"event: end\ndata: {}\n\n")
     return response
 
 
@@ -130,6 +130,7 @@ async def _progress_blocks(
     async with aclosing(told):
         async for engine, found in told:
             yield b"event: progress\ndata: " + encode(views.progress_json(engine, found)) + b"\n"
+    yield b"event: end\ndata: {}\n\n"
 
 
 def _block(event: dict[str, object]) -> bytes:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -251,7 +252,7 @@ def _parquet(path: Path, progress: Callable[[int], None]) -> Iterator[Raw]:
     except ImportError:
         raise DataError(
             f"{path} is Parquet, which this interpreter cannot read: it lacks the package pyarrow",
-            "Install it in the engine's interpreter (`pip install pyarrow`), or write the data as JSONL.",
+            f"Install it: {sys.executable} -m pip install pyarrow; or write the data as JSONL.",
         ) from None
     number = 0
     try:
