@@ -214,7 +214,20 @@ SCHEMAS: dict[str, Schema] = {
             "details": ANY_OBJECT,
         }
     ),
-    "EngineProgress": _object({"engine_id": TEXT, "name": TEXT, "progress": _or_null(_ref("Progress"))}),
+    "EngineProgress": _object(
+        {
+            "engine_id": TEXT,
+            "name": TEXT,
+            "state": _one_of(state.value for state in SUBSTATES),
+            "substate": _one_of(_SUBSTATE_WORDS),
+            "progress": _or_null(_ref("Progress")),
+        }
+    ),
+    "EngineHistory": _object({"engine_id": TEXT, "name": TEXT, "history": _list(_ref("Step"))}),
+    "Step": _said(
+        _object({"step": NUMBER, "at": _or_null(TIME)}, closed=False),
+        "a step of a job, with the figures that its kind knows: loss, eval_loss, learning_rate and the like",
+    ),
     "Definition": _said(
         {
             "type": "object",

@@ -19,6 +19,7 @@ _FOLLOW = Param("follow", "boolean", "go on with what comes")
 _LINES = Param("tail", "integer", "only the last lines, this many", 1_000_000)
 _EVENTS = Param("tail", "integer", "the newest events, this many", 10_000)
 _OF_ENGINE = Param("engine", "name", "only of this engine")
+_POINTS = Param("points", "integer", "so many steps at most, spread over all of them", 10_000)
 _LAST_EVENT = Param("Last-Event-ID", "integer", "go on after this event", 10**18 - 1, place="header")
 _DRY_RUN = Param("dry_run", "boolean", "only say what would change")
 _RESTART = Param("restart", "boolean", "0: mark engines as needing a restart instead of restarting them")
@@ -161,9 +162,20 @@ ROUTES = (
     Route(
         "GET",
         f"{_ENGINE}/progress",
-        engines.progress,
+        streams.progress,
         "How far a job is",
         {200: "EngineProgress"},
+        params=(_FOLLOW,),
+        errors=(409, 503),
+        events=True,
+    ),
+    Route(
+        "GET",
+        f"{_ENGINE}/history",
+        engines.history,
+        "The steps that a job did",
+        {200: "EngineHistory"},
+        params=(_POINTS,),
         errors=(409,),
     ),
     Route(

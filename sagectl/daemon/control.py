@@ -20,7 +20,7 @@ from sagectl.core import events as ev
 from sagectl.core.engine import Engine, EngineSpec, LoadedModel, State, Sub
 from sagectl.core.ledger import Account
 from sagectl.core.reload import ReloadPlan
-from sagectl.daemon import gpu_report
+from sagectl.daemon import gpu_report, history
 from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
 from sagectl.daemon.memory import GpuMemory
@@ -422,6 +422,15 @@ class Control:
             "eta_seconds": progress.eta_seconds,
             "details": dict(progress.details),
         }
+
+    async def history(self, engine: Engine, points: int) -> list[dict[str, Any]]:
+        """The steps of a job's past, at most so many; [] where its kind keeps none."""
+        kind = self._kinds.by_name().get(engine.spec.kind)
+        file = engine.plan.history_file if engine.plan else None
+        if kind is None or file is None:
+            return []
+        found = await asyncio.to_thread(history.read, kind, file, points)
+        return [{**point.values, "step": point.step, "at": point.at} for point in found]
 
 
 def _place(origin: Origin | None, kind: str) -> str:

@@ -23,7 +23,6 @@ from sagectl.plugin.kind import (
     Probes,
     ProgramFacts,
     ProgramQuery,
-    Progress,
     Refusal,
     Successor,
     TcpProbe,
@@ -49,6 +48,7 @@ from sagectl.plugin.optional import (
     further_facts,
     loading,
 )
+from sagectl.plugin.progress import Point, Progress, history
 
 __all__ = [
     "KV_CACHE",
@@ -78,6 +78,7 @@ __all__ = [
     "MemoryPart",
     "Mode",
     "NotifyProbe",
+    "Point",
     "Probe",
     "Probes",
     "ProgramFacts",
@@ -92,6 +93,7 @@ __all__ = [
     "default_gpus",
     "estimate",
     "further_facts",
+    "history",
     "hookimpl",
     "hookspec",
     "loading",

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from sagectl.plugin.memory import CheckpointFacts, CheckpointQuery, GpuGrant
+from sagectl.plugin.progress import Progress
 
 OptionsT_co = TypeVar("OptionsT_co", covariant=True)
 OptionsT_contra = TypeVar("OptionsT_contra", contravariant=True)
@@ -276,6 +277,7 @@ class LaunchPlan:
     progress_file: absolute path of a small file that the engine replaces atomically, given to
         `EngineKind.progress`.
     successor: what is to serve a job's result when it is complete.
+    history_file: absolute path of a file to which it appends a line for each step, given to `history`.
     notes: what the plan chose and why, shown by `sagectl explain`.
     """
 
@@ -286,6 +288,7 @@ class LaunchPlan:
     served_models: tuple[str, ...] = ()
     progress_file: str | None = None
     successor: Successor | None = None
+    history_file: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -357,23 +360,6 @@ class Diagnosis:
     arithmetic: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is.
-
-    Args:
-        done, total: in `unit`; total None where it is not known.
-        eta_seconds: to completion, None where it is not known.
-        details: further figures (loss, learning rate), JSON scalars.
-    """
-
-    done: float
-    total: float | None = None
-    unit: str = "steps"
-    eta_seconds: float | None = None
-    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-
-
 @runtime_checkable
 class EngineKind(Protocol[OptionsT_contra]):
     """An engine kind. Implement it with a plain class; all methods are pure and quick.
@@ -399,6 +385,9 @@ class EngineKind(Protocol[OptionsT_contra]):
 
     And `further_facts(request, facts) -> Sequence[FactQuery]`: what else it needs to know, given the answers
     to `facts`, such as where the base of an adapter lies. `estimate` and `plan` get both.
+
+    And `history(text) -> Sequence[Point]`: reads lines of `LaunchPlan.history_file`, a step each; of a file
+    that is too long to be read, it gets some of them.
     """
 
     @property

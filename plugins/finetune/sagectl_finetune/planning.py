@@ -27,6 +27,7 @@ from sagectl_models import allocator, places
 
 TRAINER = str(Path(__file__).with_name("run_trainer.py"))
 PROGRESS = "progress.json"
+HISTORY = "history.jsonl"
 CARD = "sagectl.json"
 """What a result was made from, in its directory."""
 OLDEST = (5, 0)
@@ -82,6 +83,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         env={**_environment(told), **({} if cap is None else cap.env)},
         progress_file=posixpath.join(request.state_dir, PROGRESS),
         successor=successor(request, told),
+        history_file=posixpath.join(request.state_dir, HISTORY),
         notes=(
             f"{request.options.method} on {'the CPU' if told['device'] == 'cpu' else counted(gpus)}",
             model.note,
@@ -170,6 +172,8 @@ def needed(options: FinetuneOptions) -> tuple[str, ...]:
     names += ["peft"] if options.method != "full" else []
     names += ["bitsandbytes"] if options.stored != "none" or options.optimizer != "adamw" else []
     names += ["accelerate"]
+    # A directory may hold Parquet too; that is found when the data is read.
+    names += ["pyarrow"] if (options.dataset or "").lower().endswith(".parquet") else []
     return (*names, *options.report_to)
 
 
