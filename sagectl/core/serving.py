@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import assert_never
 
 from sagectl.core.actions import Action, Record
-from sagectl.core.engine import Engine, LoadedModel, Serving, ServingPhase, State, Sub
+from sagectl.core.engine import Desired, Engine, LoadedModel, Serving, ServingPhase, State, Sub
 from sagectl.core.events import ModelsLoaded, ServingChanged
-from sagectl.plugin import LaunchPlan, Successor
+from sagectl.plugin import LaunchPlan, Mode, Successor
 
 _RECORDS = {
     ServingPhase.PENDING: ("serving", "info"),
@@ -60,24 +60,42 @@ def path(model: str | None, models_dir: str) -> str | None:
     return posixpath.normpath(model if model.startswith("/") else posixpath.join(models_dir, model))
 
 
-def conflict(named: Engine | None, successor: Successor, models_dir: str) -> str | None:
-    """Why the engine that has the successor's name must not become it; None where there is none such."""
-    if named is None or is_own(named, successor, models_dir):
-        return None
-    what = f"serves {named.spec.model}" if named.spec.model else f"is of the kind {named.spec.kind}"
-    return f"there is an engine {named.name} already, which {what}"
+def conflict(engines: Iterable[Engine], successor: Successor, models_dir: str) -> str | None:
+    """Who answers to the successor's name with something else, and must go on; None for nobody."""
+    name, model = successor.name, posixpath.normpath(successor.model)
+    for engine in engines:
+        if is_own(engine, successor, models_dir):
+            continue
+        spec = engine.spec
+        if name in (spec.name, spec.group):
+            serves = spec.model if spec.mode is Mode.SERVE else None
+            what = f"serves {serves}" if serves else f"is of the kind {spec.kind}"
+            return f"there is an engine {name} already, which {what}"
+        if engine.plan and name in engine.plan.served_models:
+            return f"the engine {spec.name} serves {spec.model} under that name"
+        other = next((m for m in engine.loaded if m.name == name and m.path != model), None)
+        if other is not None:
+            return f"the engine {spec.name} serves {other.path} under that name"
+    return None
 
 
-def is_own(named: Engine, successor: Successor, models_dir: str) -> bool:
-    """The engine of that name is there to serve just this result."""
-    spec = named.spec
-    return spec.kind == successor.kind and path(spec.model, models_dir) == posixpath.normpath(successor.model)
+def is_own(engine: Engine, successor: Successor, models_dir: str) -> bool:
+    """It is there to serve just this result, under this name."""
+    spec = engine.spec
+    there = path(spec.model, models_dir) == posixpath.normpath(successor.model)
+    return spec.name == successor.name and spec.kind == successor.kind and there
 
 
 def candidates(engines: Iterable[Engine], successor: Successor) -> list[Engine]:
     """Engines that may be able to load it: ready ones of its kind, those first that have it already."""
     ready = [e for e in engines if e.spec.kind == successor.kind and e.sub is Sub.READY and e.plan]
     return sorted(ready, key=lambda engine: (not has(engine, successor.name), engine.name))
+
+
+def returning(engines: Iterable[Engine], name: str) -> Engine | None:
+    """An engine that had taken in a model of this name, and is on its way up."""
+    held = (e for e in engines if has(e, name) and e.desired is Desired.RUNNING and e.sub is not Sub.READY)
+    return next((engine for engine in held if engine.state is not State.FAILED), None)
 
 
 def has(engine: Engine, name: str) -> bool:

@@ -79,8 +79,7 @@ class Results:
 
     def _warn(self, job: Engine, successor: Successor) -> None:
         """What will be in the way is said before the job has trained for hours."""
-        named = self._supervisor.named(successor.name)
-        why = rules.conflict(named, successor, self._models_dir)
+        why = rules.conflict(self._supervisor, successor, self._models_dir)
         if why is not None:
             text = f"its result will not be served as {successor.name}: {why}"
             self._journal.record(job.name, job.id, "job-warning", text, "warning")
@@ -111,17 +110,26 @@ class Results:
 
     async def _serve(self, job_id: str, serving: Serving) -> None:
         successor = serving.successor
-        named = self._supervisor.named(successor.name)
-        why = rules.conflict(named, successor, self._models_dir)
+        why = rules.conflict(self._supervisor, successor, self._models_dir)
         if why is not None:
             self._fail(job_id, serving, why)
             return
-        if named is None and await self._load_somewhere(job_id, serving):
+        await self._await_return(job_id, serving)
+        if self._supervisor.named(successor.name) is None and await self._load_somewhere(job_id, serving):
             return
         try:
             await self._serve_alone(job_id, serving)
         except SagectlError as error:
             self._fail(job_id, serving, str(error))
+
+    async def _await_return(self, job_id: str, serving: Serving) -> None:
+        """An engine that serves the earlier result and is restarting now is the one to get this."""
+        name = serving.successor.name
+        engine = rules.returning(self._supervisor, name)
+        if engine is not None:
+            text = f"its result is to be served as {name}, when the engine {engine.name} is ready"
+            self._tell(job_id, replace(serving, text=text))
+            await self._supervisor.until(lambda: rules.returning(self._supervisor, name) is None)
 
     async def _load_somewhere(self, job_id: str, serving: Serving) -> bool:
         """Have a running engine take it in. False where none does, and it needs one of its own."""

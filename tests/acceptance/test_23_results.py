@@ -213,8 +213,37 @@ def test_the_name_of_an_engine_that_serves_something_else_is_not_taken(library: 
     assert library.read("poem", "poem") == "mine"
 
 
+def test_an_engine_that_is_just_restarting_gets_the_newer_result(library: Library) -> None:
+    """Scenario 23.6: a server reads out a result, and is on its way up when the next one is there: it waits
+    for another engine that does not come up by itself.
+
+    Result: the job says whom it waits for; no engine of its own is made; once the server is ready, it reads
+    out the newer one.
+    """
+    daemon = library.daemon
+    library.reader("other", "mine")
+    library.reader("open", "mine", open=True, depends_on=["other"])
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("first")
+    assert library.served()["phase"] == "served"
+    text = daemon.home / "models" / "text-of-other" / "text"
+    text.rename(text.with_name("elsewhere"))
+    assert daemon.cli("stop", "open", "other").returncode == 0
+    daemon.client.start("open")
+    daemon.until("other", lambda engine: engine["state"] == "failed")
+    daemon.until("open", lambda engine: engine["substate"] == "queued")
+    library.write("second", "--again")
+    daemon.until("write", lambda engine: "when the engine open is ready" in engine["reason"])
+    text.with_name("elsewhere").rename(text)
+    assert daemon.cli("start", "other").returncode == 0
+    assert library.served()["engine"] == "open"
+    assert library.read("open", "poem") == "second"
+    assert len(daemon.client.engines()) == 3
+
+
 def test_the_next_daemon_goes_on_with_the_serving(library: Library) -> None:
-    """Scenario 23.6: SIGKILL of the daemon the moment the job completed.
+    """Scenario 23.7: SIGKILL of the daemon the moment the job completed.
 
     Result: the next daemon has the result served, once.
     """

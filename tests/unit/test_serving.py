@@ -9,7 +9,17 @@ import pytest
 
 from sagectl.core import serving
 from sagectl.core.actions import Record
-from sagectl.core.engine import Engine, EngineSpec, LoadedModel, Moment, Serving, ServingPhase, State, Sub
+from sagectl.core.engine import (
+    Desired,
+    Engine,
+    EngineSpec,
+    LoadedModel,
+    Moment,
+    Serving,
+    ServingPhase,
+    State,
+    Sub,
+)
 from sagectl.core.events import Exited, ModelsLoaded, ServingChanged
 from sagectl.core.lifecycle import step
 from sagectl.plugin import ExitStatus, LaunchPlan, Mode, Successor
@@ -104,8 +114,8 @@ def test_the_directory_that_a_model_means(model: str | None, directory: str | No
 @pytest.mark.parametrize(
     ("named", "why"),
     [
-        (None, None),
         (server("support", "support"), None),
+        (server("chat", loaded=(loaded(),)), None),
         (server("support", "/models/support"), None),
         (server("support", "base"), "there is an engine support already, which serves base"),
         (
@@ -116,12 +126,24 @@ def test_the_directory_that_a_model_means(model: str | None, directory: str | No
             server("support", None, kind="exec"),
             "there is an engine support already, which is of the kind exec",
         ),
+        (
+            server("support", "base", kind="finetune", spec=EngineSpec("support", "finetune", mode=Mode.RUN)),
+            "there is an engine support already, which is of the kind finetune",
+        ),
+        (
+            server("a", plan=LaunchPlan(("y",), served_models=("support",))),
+            "the engine a serves base under that name",
+        ),
+        (
+            server("a", loaded=(replace(loaded(), path="/models/other"),)),
+            "the engine a serves /models/other under that name",
+        ),
     ],
 )
 def test_an_engine_of_that_name_that_serves_something_else_is_in_the_way(
-    named: Engine | None, why: str
+    named: Engine, why: str | None
 ) -> None:
-    assert serving.conflict(named, SUCCESSOR, MODELS) == why
+    assert serving.conflict([server("other"), named], SUCCESSOR, MODELS) == why
 
 
 def test_those_are_asked_that_are_ready_first_whoever_has_it_already() -> None:
@@ -139,6 +161,23 @@ def test_an_engine_that_was_started_anew_has_lost_what_it_had_loaded() -> None:
     kept, gone = loaded("kept", 4), loaded("gone", 3)
     assert serving.lost(server(loaded=(kept, gone))) == (gone,)
     assert serving.lost(server(loaded=(kept, gone), sub=Sub.STARTING)) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"state": State.ACTIVATING, "sub": Sub.STARTING}, True),
+        ({"state": State.ACTIVATING, "sub": Sub.BACKOFF}, True),
+        ({"sub": Sub.UNREADY}, True),
+        ({}, False),
+        ({"state": State.FAILED, "sub": Sub.EXIT_CODE}, False),
+        ({"state": State.ACTIVATING, "sub": Sub.STARTING, "loaded": ()}, False),
+        ({"state": State.DEACTIVATING, "sub": Sub.STOPPING, "desired": Desired.STOPPED}, False),
+    ],
+)
+def test_an_engine_with_the_earlier_result_that_is_coming_back(changes: dict[str, Any], found: bool) -> None:
+    holder = server(**{"desired": Desired.RUNNING, "loaded": (loaded(),), **changes})
+    assert (serving.returning([server("a"), holder], "support") is not None) is found
 
 
 def test_editions_are_counted_within_a_process() -> None:

@@ -217,6 +217,8 @@ def _files_trouble(request: Request, facts: Facts) -> Refusal | None:
         return Refusal("no data is named", 'add `dataset = "/data/train.jsonl"`, a file or a directory')
     if not output:
         return Refusal("no place for the result is named", 'add `output = "models/NAME"`')
+    if request.options.serve_as == request.name:
+        return Refusal(f"serve_as: {request.name} is the job itself", "serve the result under another name")
     for key, path in (("dataset", dataset), ("output", output)):
         if path.startswith("~"):
             return Refusal(f"{key}: {path!r} names a home directory", "write its absolute path")
