@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sagectl import errors, unixhttp
-from sagectl.shapes import Engine, EngineProgress, Event, Exit, Reload, Status, Step
+from sagectl.shapes import Engine, EngineProgress, Event, Exit, Reload, Serving, Status, Step
 from sagectl.unixhttp import Broken, Foreign, Response
 
-__all__ = ["Client", "Engine", "EngineProgress", "Event", "Exit", "Reload", "Status", "Step"]
+__all__ = ["Client", "Engine", "EngineProgress", "Event", "Exit", "Reload", "Serving", "Status", "Step"]
 
 _API = "/v1/management"
 _RECONNECT_SECONDS = 60.0
@@ -117,6 +117,10 @@ class Client:
     def reset_failed(self, ref: str) -> list[Engine]:
         """Forget its failures and the start limit."""
         return self._act(ref, "reset-failed")
+
+    def unload(self, ref: str, *, model: str | None = None) -> list[Engine]:
+        """Take out a model that it took in while it ran; all of them where none is named. Raises Conflict."""
+        return self._act(ref, "unload", model=model)
 
     def enable(self, ref: str) -> list[Engine]:
         """Have it started with the daemon, whatever the configuration says."""

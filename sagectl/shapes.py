@@ -13,6 +13,16 @@ class Exit(TypedDict):
     oom_kill: bool
 
 
+class Serving(TypedDict):
+    """What becomes of a completed job's result: `phase` is pending, served or failed, `text` says it."""
+
+    name: str
+    model: str
+    phase: Literal["pending", "served", "failed"]
+    engine: str | None
+    text: str
+
+
 class Engine(TypedDict):
     """An engine as the API shows it. Times of day are RFC 3339 in UTC, durations seconds, _gb GiB."""
 
@@ -57,6 +67,7 @@ class Engine(TypedDict):
     waiting_for: list[str]
     blocked: bool
     serves: list[str]
+    serving: Serving | None
     log_path: str
 
 

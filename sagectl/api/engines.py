@@ -114,6 +114,11 @@ def reset_failed(call: Call, engine: Engine) -> None:
     call.service.control.reset_failed(engine)
 
 
+def unload(call: Call, engine: Engine) -> None:
+    """`engine unload`."""
+    call.service.control.unload(engine, call.query.get("model"))
+
+
 def enable(call: Call, engine: Engine) -> None:
     """`enable`."""
     call.service.control.set_autostart(engine, True)

@@ -13,6 +13,7 @@ _ENGINE = f"{_ENGINES}/{{id}}"
 _WAIT = Param("wait", "number", "seconds to wait, at most, for it to be so", 86400)
 _DRAIN = Param("drain", "number", "seconds that requests in flight may take, instead of its own", 86400)
 _AGAIN = Param("again", "boolean", "run a completed job anew")
+_MODEL = Param("model", "name", "only the model of this name; default: all that it took in")
 _PORT = Param("port", "integer", "only the engine that holds this port", 65535)
 _FOLLOW = Param("follow", "boolean", "go on with what comes")
 _LINES = Param("tail", "integer", "only the last lines, this many", 1_000_000)
@@ -120,6 +121,13 @@ ROUTES = (
     _verb("stop", engines.acting(engines.stop), "Stop it", _WAIT, _DRAIN, errors=(503,)),
     _verb("restart", engines.acting(engines.restart), "Stop and start it", _WAIT, errors=(409, 503)),
     _verb("reset-failed", engines.changing(engines.reset_failed), "Forget failures and the start limit"),
+    _verb(
+        "unload",
+        engines.changing(engines.unload),
+        "Take out a model that it took in while it ran",
+        _MODEL,
+        errors=(409,),
+    ),
     _verb(
         "enable",
         engines.changing(engines.enable),

@@ -68,7 +68,8 @@ def engine_json(
         "since": rfc3339(engine.since_wall) if engine.since_wall else None,
         "started_at": rfc3339(process.started_wall) if process else None,
         **_trouble(engine),
-        "serves": list(engine.plan.served_models) if engine.plan else [],
+        "serves": _serves(engine),
+        "serving": _serving(engine),
         "log_path": log_path,
     }
 
@@ -80,6 +81,26 @@ def _trouble(engine: Engine) -> dict[str, Any]:
         "diagnosis": _diagnosis(engine),
         "waiting_for": list(engine.waiting_for),
         "blocked": engine.sub is Sub.QUEUED and engine.blocked,
+    }
+
+
+def _serves(engine: Engine) -> list[str]:
+    """Names of models; what it took in is told only while it has it."""
+    own = engine.plan.served_models if engine.plan else ()
+    loaded = (model.name for model in engine.loaded if model.generation == engine.generation)
+    return [*own, *(loaded if engine.state is State.ACTIVE else ())]
+
+
+def _serving(engine: Engine) -> dict[str, Any] | None:
+    found = engine.serving
+    if found is None:
+        return None
+    return {
+        "name": found.successor.name,
+        "model": found.successor.model,
+        "phase": found.phase.value,
+        "engine": found.engine or None,
+        "text": found.text,
     }
 
 

@@ -17,7 +17,7 @@ from sagectl.cli.live import INTERVAL, Live
 from sagectl.cli.session import Session
 
 if TYPE_CHECKING:
-    from sagectl.client import Engine, EngineProgress, Step
+    from sagectl.client import Engine, EngineProgress, Serving, Step
 
 LOOK = 1.0
 """Seconds between two readings of a job that tells nothing by itself."""
@@ -162,6 +162,8 @@ class Follow:
             return exits.FAILURE
         if state != "inactive":
             return None
+        if substate == "completed" and engine["serving"] is not None:
+            return self._served(engine["serving"])
         if substate == "completed":
             self._end("green", f"the result is in {self._output}" if self._output else "")
             return exits.OK
@@ -170,6 +172,15 @@ class Follow:
         done = progress.headline(engine["progress"], running=False)
         self._end("yellow", f"{done + '; ' if done else ''}`sagectl start {engine['name']}` goes on")
         return exits.NOT_ACTIVE
+
+    def _served(self, serving: Serving) -> int | None:
+        """The end of a job whose result is to be served; None while that is under way."""
+        if serving["phase"] == "pending":
+            return None
+        well = serving["phase"] == "served"
+        where = f"; the result is in {serving['model']}"
+        self._end("green" if well else "red", serving["text"] + where)
+        return exits.OK if well else exits.FAILURE
 
     def _end(self, look: str, text: str) -> None:
         self._clear()

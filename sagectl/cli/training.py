@@ -30,6 +30,9 @@ OPTIONS: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
     ),
     "learning_rate": (("--learning-rate",), _ABOVE_ZERO, "F", "The highest one (default: 1e-4)."),
     "max_length": (("--max-seq-length", "--max-length"), _COUNT, "N", "Tokens of a row (default: 512)."),
+    "serve_as": (
+        ("--serve-as",), None, "NAME", "Serve the result under this name when it is complete.",
+    ),
     "skip_bad_rows": (("--skip-bad-rows",), bool, "", "Go on without rows that cannot be used."),
     "policy": (("--policy",), click.Choice(POLICIES), "", "Where no GPU has room (default: queue)."),
 }  # fmt: skip

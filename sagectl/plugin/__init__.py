@@ -24,10 +24,8 @@ from sagectl.plugin.kind import (
     ProgramFacts,
     ProgramQuery,
     Refusal,
+    Successor,
     TcpProbe,
-    default_gpus,
-    estimate,
-    further_facts,
     option,
 )
 from sagectl.plugin.memory import (
@@ -41,6 +39,14 @@ from sagectl.plugin.memory import (
     MemoryPart,
     Shape,
     Tensor,
+)
+from sagectl.plugin.optional import (
+    Loading,
+    can_load,
+    default_gpus,
+    estimate,
+    further_facts,
+    loading,
 )
 from sagectl.plugin.progress import Point, Progress, history
 
@@ -67,6 +73,7 @@ __all__ = [
     "InterpreterFacts",
     "InterpreterQuery",
     "LaunchPlan",
+    "Loading",
     "MemoryEstimate",
     "MemoryPart",
     "Mode",
@@ -79,13 +86,16 @@ __all__ = [
     "Progress",
     "Refusal",
     "Shape",
+    "Successor",
     "TcpProbe",
     "Tensor",
+    "can_load",
     "default_gpus",
     "estimate",
     "further_facts",
     "history",
     "hookimpl",
     "hookspec",
+    "loading",
     "option",
 ]

@@ -161,6 +161,11 @@ class FakeControl:
     def reset_failed(self, e: Engine) -> None:
         self.asked.append(("reset-failed", e.name))
 
+    def unload(self, e: Engine, name: str | None = None) -> None:
+        self.asked.append(("unload", e.name, name))
+        if name is not None:
+            raise Conflict(f"{e.name} has taken in no model {name!r}", remedy="it took in none")
+
     def set_autostart(self, e: Engine, enabled: bool) -> None:
         self.asked.append(("autostart", e.name, enabled))
         self.put(replace(e, spec=replace(e.spec, autostart=enabled)))

@@ -55,6 +55,7 @@ def engine(name: str, **properties: Any) -> dict[str, Any]:
         "blocked": False,
         "probed": True,
         "serves": [],
+        "serving": None,
         "log_path": f"/var/log/sagectl/{name}.log",
         **properties,
     }

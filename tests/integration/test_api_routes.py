@@ -54,6 +54,8 @@ CALLS: list[tuple[str, str, int]] = [
     ("POST", f"{BASE}/engines/bad/reset-failed", 200),
     ("POST", f"{BASE}/engines/chat/enable", 200),
     ("POST", f"{BASE}/engines/chat/disable", 200),
+    ("POST", f"{BASE}/engines/chat/unload", 200),
+    ("POST", f"{BASE}/engines/chat/unload?model=support", 409),
     ("POST", f"{BASE}/engines/bad/forget", 200),
     ("POST", f"{BASE}/engines/chat/forget", 409),
     ("GET", f"{BASE}/engines/chat/logs?tail=1", 200),

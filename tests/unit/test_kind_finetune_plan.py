@@ -99,7 +99,7 @@ def test_the_trainer_runs_in_the_engines_interpreter_with_its_settings() -> None
 
 def test_every_option_reaches_the_trainer() -> None:
     ours = {field.name for field in fields(FinetuneOptions)}
-    elsewhere = {"policy", "yield_on_queue", "quantization", "double_quantization", "use_8bit"}
+    elsewhere = {"policy", "serve_as", "yield_on_queue", "quantization", "double_quantization", "use_8bit"}
     assert ours - elsewhere <= {field.name for field in fields(Settings)}
     assert told(request({"method": "qlora", "use_8bit": True})).stored == "int8"
     assert told(request({"early_stopping": 3, "eval_split": 0.1})).early_stopping == 3

@@ -19,6 +19,7 @@ from sagectl.plugin import (
     InterpreterQuery,
     LaunchPlan,
     Refusal,
+    Successor,
 )
 from sagectl_finetune.estimates import MODULES
 from sagectl_finetune.options import FinetuneOptions
@@ -40,7 +41,16 @@ SEARCH = places.Search(
     example="Qwen/Qwen2.5-0.5B-Instruct",
     saved="a directory with a model's config.json and weights",
 )
-_OWN = ("dataset", "output", "policy", "yield_on_queue", "quantization", "double_quantization", "use_8bit")
+_OWN = (
+    "dataset",
+    "output",
+    "serve_as",
+    "policy",
+    "yield_on_queue",
+    "quantization",
+    "double_quantization",
+    "use_8bit",
+)
 """Options that the trainer is told in another way, or not at all."""
 
 
@@ -72,6 +82,7 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         argv=(request.python, TRAINER, json.dumps(told, ensure_ascii=False)),
         env={**_environment(told), **({} if cap is None else cap.env)},
         progress_file=posixpath.join(request.state_dir, PROGRESS),
+        successor=successor(request, told),
         history_file=posixpath.join(request.state_dir, HISTORY),
         notes=(
             f"{request.options.method} on {'the CPU' if told['device'] == 'cpu' else counted(gpus)}",
@@ -81,6 +92,17 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
             *(() if cap is None else (cap.note,)),
         ),
     )
+
+
+def successor(request: Request, told: dict[str, Any]) -> Successor | None:
+    """What serves the result; on the CPU where it was trained there because it was told to."""
+    name = request.options.serve_as
+    if name is None:
+        return None
+    keys: dict[str, Any] = {"served_model_name": name}
+    if request.gpus == 0 or request.gpu_ids == ():
+        keys["use_gpu"] = False
+    return Successor(name, "llm", told["output"], keys)
 
 
 def counted(gpus: int) -> str:
