@@ -207,7 +207,9 @@ class _Run:
 
     def _finish(self, loop: Any, tokenizer: Any, prepared: rows.Prepared) -> None:
         settings = self._settings
-        newest = checkpoints.listed(settings.directory)[0][0]
+        own = checkpoints.listed(settings.directory)
+        # None where it began at the end of another job's run: there was nothing left to train.
+        newest = own[0][0] if own or self._begin is None else self._begin.step
         step = self._load_best(loop, newest) if settings.early_stopping is not None else newest
         _phase(self._records, newest, "writing the result", self._total)
         if not loop.is_world_process_zero():
