@@ -146,11 +146,16 @@ class _Run:
         """The exit code."""
         from transformers import set_seed
 
+        from sagectl_finetune.trainer import head
         from sagectl_finetune.trainer import loop as loops
 
         settings = self._settings
         set_seed(settings.seed)  # the adapter begins with random numbers
-        trained = model.with_adapter(settings, model.load_base(settings, dtype, device))
+        base = model.load_base(settings, dtype, device)
+        fused = head.fuse(base)
+        if not fused:
+            say(f"{type(base).__name__} does not let the loss be computed in parts: it takes more memory")
+        trained = model.with_adapter(settings, base)
         if settings.packing and not loops.keeps_apart(trained, str(trained.device), settings.stored):
             raise Refused(
                 f"packing: {settings.model} does not keep packed rows apart",
@@ -164,7 +169,7 @@ class _Run:
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation or None,
             data_collator=loops.Collator(
-                tokenizer.pad_token_id, 8 if device == "cuda" else 1, settings.packing
+                tokenizer.pad_token_id, 8 if device == "cuda" else 1, settings.packing, fused
             ),
             processing_class=tokenizer,
         )

@@ -116,7 +116,7 @@ def load_base(settings: Settings, dtype: str, device: str, *, stored: str | None
         **more,
     )
     model.config.use_cache = False
-    return model
+    return model.to(device) if quantisation is None else model
 
 
 def quantised(stored: str, dtype: str) -> Any:
