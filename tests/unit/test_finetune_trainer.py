@@ -505,3 +505,32 @@ def test_each_process_is_told_its_rank_and_where_to_begin(
     assert ranks.is_one()
     assert not ranks.is_first()
     assert ranks.given() == begin
+
+
+RANKS = """
+import os, signal, sys, time
+from pathlib import Path
+from sagectl_finetune.trainer import ranks
+from sagectl_finetune.trainer.stopping import Stop
+if ranks.is_one():
+    ranks.tie()
+    code = int(sys.argv[1])
+    if not ranks.is_first():
+        signal.pause()  # waits for the other
+    os._exit(code)
+ranks.LEAVE = 1
+sys.exit(ranks.run(2, None, Stop(Path("/nowhere"))))
+"""
+
+
+@pytest.mark.parametrize("code", [75, 1])
+def test_the_processes_end_when_one_of_them_does(tmp_path: Path, code: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(RANKS)
+    done = subprocess.run(
+        [sys.executable, str(program), str(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code

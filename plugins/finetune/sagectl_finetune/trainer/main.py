@@ -33,6 +33,8 @@ from sagectl_finetune.trainer.stopping import Stop
 
 def main(words: Sequence[str]) -> int:
     """Train until the end or a stop; the exit code."""
+    if ranks.is_one():
+        ranks.tie()
     options = _options(words)
     settings = parse(options.settings)
     stop = Stop(settings.directory)

@@ -23,6 +23,8 @@ def device_of(settings: Settings) -> str:
     if settings.device == "cpu":
         return "cpu"
     if torch.cuda.is_available():
+        if "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all load onto the first
         return "cuda"
     if settings.device == "auto":
         return "cpu"
