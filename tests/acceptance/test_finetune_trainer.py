@@ -19,6 +19,9 @@ import pytest
 from sagectl_finetune.planning import TRAINER
 from sagectl_finetune.trainer import checkpoints
 from tests.acceptance.finetuning import PATIENCE, Run, write_chats
+from tests.cgroups import MemoryGroup, memory_group
+
+__all__ = ["memory_group"]
 
 pytestmark = pytest.mark.heavy
 
@@ -209,6 +212,27 @@ def test_memory_that_runs_out_halves_the_batch(new_run: NewRun, tmp_path: Path) 
     assert details["batch_size"] * details["gradient_accumulation_steps"] == 8
     assert details["batch_size"] < 8
     assert json.loads((run.state / "adjusted.json").read_text())["asked"]["batch_size"] == 8
+
+
+def test_killed_by_the_kernel_for_memory_it_goes_on_with_half_the_batch(
+    new_run: NewRun, tmp_path: Path, memory_group: MemoryGroup
+) -> None:
+    """The process gets a memory limit while it loads, which its batch exceeds; the next start has none."""
+    run = new_run(
+        dataset=write_chats(tmp_path / "long.jsonl", rows=16, padding=1450),
+        **{"batch_size": 8, "max_length": 1536, "attention": "eager", "gradient_checkpointing": False},
+        max_steps=1,
+    )
+    memory_group.limit(600 << 20)
+    process = run.start()
+    run.until(lambda: run.phase == "loading the model")
+    memory_group.add(process.pid)
+    assert run.wait() == -9, run.log
+    assert run.phase == "training"
+    run.complete()
+    assert "out of memory as it seems, with batch_size 8: going on with 4" in run.log
+    details = run.progress["details"]
+    assert (details["batch_size"], details["gradient_accumulation_steps"]) == (4, 2)
 
 
 BROKEN = """

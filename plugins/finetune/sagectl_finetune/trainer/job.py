@@ -10,7 +10,7 @@ from typing import Any
 
 from sagectl_finetune.trainer import agreement, checkpoints, files, model, notify, result, rows
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over, steps_of
-from sagectl_finetune.trainer.records import Records, say
+from sagectl_finetune.trainer.records import TRAINING, Records, say
 from sagectl_finetune.trainer.settings import COMPLETED, STOPPED, Refused, Settings
 from sagectl_finetune.trainer.stopping import Stop
 
@@ -200,7 +200,7 @@ class _Run:
             loop.meter.first,
             self._total,
             None,
-            phase="training",
+            phase=TRAINING,
             batch_size=self._settings.batch_size,
             gradient_accumulation_steps=self._settings.gradient_accumulation_steps,
         )

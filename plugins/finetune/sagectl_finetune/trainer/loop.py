@@ -19,7 +19,7 @@ from sagectl_finetune.data import Row
 from sagectl_finetune.trainer import checkpoints
 from sagectl_finetune.trainer.head import chosen
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over
-from sagectl_finetune.trainer.records import Records, say
+from sagectl_finetune.trainer.records import TRAINING, Records, say
 from sagectl_finetune.trainer.rows import padded
 from sagectl_finetune.trainer.settings import Diverged, Settings
 from sagectl_finetune.trainer.stopping import Stop
@@ -281,7 +281,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
 
     def _tell(self, state: Any, **details: Any) -> None:
         eta = self._loop.meter.eta(state.global_step, time.monotonic())
-        self._records.progress(state.global_step, state.max_steps, eta, phase="training", **details)
+        self._records.progress(state.global_step, state.max_steps, eta, phase=TRAINING, **details)
 
 
 def _evaluations(state: Any) -> list[dict[str, Any]]:
