@@ -21,6 +21,11 @@ class MemoryGroup:
     def __init__(self, path: Path, limit: int) -> None:
         self.path = path
         path.mkdir()
+        self.limit(limit)
+
+    def limit(self, limit: int) -> None:
+        """Another limit, in bytes."""
+        path = self.path
         settings = (
             {"memory.limit_in_bytes": str(limit), "memory.swappiness": "0"}
             if (path / "memory.limit_in_bytes").exists()

@@ -133,6 +133,14 @@ class Run:
         return found
 
     @property
+    def phase(self) -> str | None:
+        """What the trainer said last that it does."""
+        try:
+            return str(self.progress["details"]["phase"])
+        except FileNotFoundError:
+            return None
+
+    @property
     def weights(self) -> str:
         """A hash of the result's weights."""
         names = [

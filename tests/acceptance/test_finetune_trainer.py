@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import pytest
 
 from sagectl_finetune.planning import TRAINER
 from sagectl_finetune.trainer import checkpoints
-from tests.acceptance.finetuning import Run, write_chats
+from tests.acceptance.finetuning import PATIENCE, Run, write_chats
+from tests.cgroups import MemoryGroup, memory_group
+
+__all__ = ["memory_group"]
 
 pytestmark = pytest.mark.heavy
 
@@ -209,6 +214,27 @@ def test_memory_that_runs_out_halves_the_batch(new_run: NewRun, tmp_path: Path) 
     assert json.loads((run.state / "adjusted.json").read_text())["asked"]["batch_size"] == 8
 
 
+def test_killed_by_the_kernel_for_memory_it_goes_on_with_half_the_batch(
+    new_run: NewRun, tmp_path: Path, memory_group: MemoryGroup
+) -> None:
+    """The process gets a memory limit while it loads, which its batch exceeds; the next start has none."""
+    run = new_run(
+        dataset=write_chats(tmp_path / "long.jsonl", rows=16, padding=1450),
+        **{"batch_size": 8, "max_length": 1536, "attention": "eager", "gradient_checkpointing": False},
+        max_steps=1,
+    )
+    memory_group.limit(600 << 20)
+    process = run.start()
+    run.until(lambda: run.phase == "loading the model")
+    memory_group.add(process.pid)
+    assert run.wait() == -9, run.log
+    assert run.phase == "training"
+    run.complete()
+    assert "out of memory as it seems, with batch_size 8: going on with 4" in run.log
+    details = run.progress["details"]
+    assert (details["batch_size"], details["gradient_accumulation_steps"]) == (4, 2)
+
+
 BROKEN = """
 import sys
 from safetensors.torch import load_file, save_file
@@ -269,6 +295,50 @@ def test_two_processes_stop_together_and_go_on_together(new_run: NewRun) -> None
     broken.complete()
     assert broken.losses == whole.losses
     assert broken.weights == whole.weights
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def await_ends(pids: list[int]) -> None:
+    """Return when none of them is there. They may be nobody's children here."""
+    end = time.monotonic() + PATIENCE
+    while left := [pid for pid in pids if b"run_trainer" in command_line(pid)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.01)
+
+
+def command_line(pid: int) -> bytes:
+    """Empty for a zombie, and for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_two_processes_train_as_one_does_and_end_together(new_run: NewRun) -> None:
+    """One of two is killed, then the process that started them; at last they complete.
+
+    Result: the others end too, and the losses are those of one process that accumulates twice as often.
+    """
+    options = {"lora_dropout": 0.0, "batch_size": 2, "max_steps": 30, "save_steps": 5, "learning_rate": 1e-3}
+    one = new_run("one", **options, gradient_accumulation_steps=2)
+    one.complete()
+    two = new_run("two", **options, gpus=2)
+    for whom in ("a process", "the launcher"):
+        process = two.start()
+        two.await_step(6 if whom == "a process" else 16)
+        trainers = children(process.pid)
+        assert len(trainers) == 2
+        os.kill(trainers[1] if whom == "a process" else process.pid, signal.SIGKILL)
+        assert two.wait() == (137 if whom == "a process" else -9), two.log
+        await_ends(trainers)
+    two.complete()
+    assert two.log.count("going on after step") == 2
+    losses = [loss for _, loss, _ in one.losses]
+    assert [loss for _, loss, _ in two.losses] == pytest.approx(losses, rel=1e-3)
+    assert losses[-1] < 0.98 * losses[0]  # steps that change little would hide much
 
 
 def test_bad_rows_refuse_the_data_or_are_left_out(new_run: NewRun, tmp_path: Path) -> None:

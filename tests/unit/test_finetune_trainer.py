@@ -570,3 +570,32 @@ def test_a_session_that_did_too_little_leaves_no_speed(tmp_path: Path) -> None:
     assert not (one.directory / speeds.FILE).exists()
     speeds.note(one, "base", "cpu", tokens=10, steps=3, total=3, seconds=1.0)
     assert (one.directory / speeds.FILE).exists()
+
+
+RANKS = """
+import os, signal, sys, time
+from pathlib import Path
+from sagectl_finetune.trainer import ranks
+from sagectl_finetune.trainer.stopping import Stop
+if ranks.is_one():
+    ranks.tie()
+    code = int(sys.argv[1])
+    if not ranks.is_first():
+        signal.pause()  # waits for the other
+    os._exit(code)
+ranks.LEAVE = 1
+sys.exit(ranks.run(2, None, Stop(Path("/nowhere"))))
+"""
+
+
+@pytest.mark.parametrize("code", [75, 1])
+def test_the_processes_end_when_one_of_them_does(tmp_path: Path, code: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(RANKS)
+    done = subprocess.run(
+        [sys.executable, str(program), str(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code

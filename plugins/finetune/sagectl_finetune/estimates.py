@@ -50,6 +50,7 @@ def setup(options: FinetuneOptions, model: TrainedModel, gpus: int) -> TrainingS
         adam_8bit=options.optimizer.endswith("8bit"),
         checkpointing=options.gradient_checkpointing,
         eager_attention=options.attention == "eager",
+        fused_loss=True,
         gpus=gpus,
     )
 

@@ -54,9 +54,10 @@ FIT = Fit()
 CONTEXT = 600 * MIB
 """What the CUDA context of a process takes on a large card; 141 MiB were measured on a T4."""
 FUSED_LOSS = 256 * MIB
-"""What TRL's fused loss takes with the 151,936 words of Qwen2.5, by its own measurements; in proportion to
-the vocabulary beyond that."""
-_FUSED_VOCAB = 151_936
+"""What our trainer takes for the logits of a tile of tokens (trainer/head.py); TRL's fused loss takes as much
+with the 151,936 words of Qwen2.5, by its own measurements."""
+_FUSED_LEAST = 128 * 8
+"""Bytes for each word that such a tile has at least."""
 _QUANTISED = {
     # A scale of 4 bytes per 64 weights; double-quantised, a byte per 64 and 4 bytes per 256 of those.
     "nf4": 0.5 + 4 / 64,
@@ -77,7 +78,7 @@ class TrainingSetup:
     upcast: embeddings, output matrix, norms and the activations between layers are float32, as PEFT's
         `prepare_model_for_kbit_training` makes them.
     pure: full fine-tuning in 16 bits throughout; otherwise parameters are float32 and autocast.
-    fused_loss: logits are made chunk by chunk, as by TRL's default loss; otherwise all at once.
+    fused_loss: logits are made chunk by chunk, as by our trainer; otherwise all at once.
     gpus: processes that each train on their own share of the data.
     context: bytes of the CUDA context.
     """
@@ -272,9 +273,14 @@ def _logits(model: TrainedModel, setup: TrainingSetup, fit: Fit) -> MemoryPart:
     plain = 4 * setup.tokens * model.vocab
     copies = fit.loss32 if setup.upcast or setup.dtype == "float32" else fit.loss
     if setup.fused_loss:
-        size = round(FUSED_LOSS * max(1.0, model.vocab / _FUSED_VOCAB))
+        size = max(FUSED_LOSS, _FUSED_LEAST * model.vocab)
+        how = "the fused loss makes them chunk by chunk"
+        if setup.method == "full":
+            # Gradients of the output matrix, of one chunk and of all so far, come with the loss.
+            size += 2 * 4 * model.vocab * model.hidden
+            how += ", and the output matrix's gradients with them"
         if size < copies * plain:
-            return MemoryPart("logits", size, "the fused loss makes them chunk by chunk")
+            return MemoryPart("logits", size, how)
     how = f"{copies:.3g} × 4 B × {setup.batch_size} × {setup.sequence_length} tokens × {model.vocab:,} words"
     return MemoryPart("logits", round(copies * plain), how)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sagectl_finetune.trainer import files
+from sagectl_finetune.trainer.records import KILLS, TRAINING, kills_for_memory
 from sagectl_finetune.trainer.settings import Settings
 
 _WORDS = re.compile(
@@ -49,6 +50,20 @@ def note(asked: Settings, settings: Settings) -> None:
     asked: as the options say. settings: as it will be tried next.
     """
     files.replace(settings.adjusted_file, {"asked": _batch(asked), "used": _batch(settings)}, durable=True)
+
+
+def was_killed(settings: Settings) -> bool:
+    """Whether the kernel ended the last run of this job for memory, as it seems.
+
+    It was training, it did not say how it ended, and since its last step the kernel killed somebody. A
+    smaller batch takes less of the machine's memory only where that is what is trained in.
+    """
+    found: Any = files.load(settings.progress_file)
+    details = found.get("details") if isinstance(found, dict) else None
+    if settings.device == "cuda" or not isinstance(details, dict) or details.get("phase") != TRAINING:
+        return False
+    before, now = found.get(KILLS), kills_for_memory()
+    return isinstance(before, int) and now is not None and now > before
 
 
 def adjusted(settings: Settings) -> Settings:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sagectl_finetune.trainer import agreement, checkpoints, files, model, notify, result, rows, speeds
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over, steps_of
-from sagectl_finetune.trainer.records import Records, say
+from sagectl_finetune.trainer.records import TRAINING, Records, say
 from sagectl_finetune.trainer.settings import COMPLETED, STOPPED, Refused, Settings
 from sagectl_finetune.trainer.stopping import Stop
 
@@ -114,11 +114,16 @@ class _Run:
         """The exit code."""
         from transformers import set_seed
 
+        from sagectl_finetune.trainer import head
         from sagectl_finetune.trainer import loop as loops
 
         settings = self._settings
         set_seed(settings.seed)  # the adapter begins with random numbers
-        trained = model.with_adapter(settings, model.load_base(settings, dtype, device))
+        base = model.load_base(settings, dtype, device)
+        fused = head.fuse(base)
+        if not fused:
+            say(f"{type(base).__name__} does not let the loss be computed in parts: it takes more memory")
+        trained = model.with_adapter(settings, base)
         if settings.packing and not loops.keeps_apart(trained, str(trained.device), settings.stored):
             raise Refused(
                 f"packing: {settings.model} does not keep packed rows apart",
@@ -132,7 +137,7 @@ class _Run:
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation or None,
             data_collator=loops.Collator(
-                tokenizer.pad_token_id, 8 if device == "cuda" else 1, settings.packing
+                tokenizer.pad_token_id, 8 if device == "cuda" else 1, settings.packing, fused
             ),
             processing_class=tokenizer,
         )
@@ -180,7 +185,7 @@ class _Run:
             loop.meter.first,
             self._total,
             None,
-            phase="training",
+            phase=TRAINING,
             batch_size=self._settings.batch_size,
             gradient_accumulation_steps=self._settings.gradient_accumulation_steps,
         )

@@ -17,9 +17,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from sagectl_finetune.data import Row
 from sagectl_finetune.trainer import checkpoints
+from sagectl_finetune.trainer.head import chosen
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over
-from sagectl_finetune.trainer.records import Records, say
-from sagectl_finetune.trainer.rows import IGNORED, padded
+from sagectl_finetune.trainer.records import TRAINING, Records, say
+from sagectl_finetune.trainer.rows import padded
 from sagectl_finetune.trainer.settings import Diverged, Settings
 from sagectl_finetune.trainer.stopping import Stop
 from sagectl_finetune.trainer.watch import Watch
@@ -30,6 +31,10 @@ _OPTIMIZERS = {
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+
+
+_TOKENS, _TRAINED = "tokens", "trained"
+"""Numbers in a batch, which are not for the model."""
 
 
 class EndedEarly(Exception):
@@ -77,14 +82,21 @@ def arguments(settings: Settings, *, device: str, dtype: str, total: int, evalua
 
 
 class Collator:
-    """Pads rows to the longest of a batch."""
+    """Pads rows to the longest of a batch, and counts; a GPU would have to be waited for to count there.
 
-    def __init__(self, pad: int, multiple: int, packed: bool) -> None:
-        self._pad, self._multiple, self._packed = pad, multiple, packed
+    fused: the model takes the places of what is trained.
+    """
+
+    def __init__(self, pad: int, multiple: int, packed: bool, fused: bool) -> None:
+        self._pad, self._multiple, self._packed, self._fused = pad, multiple, packed, fused
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        batch = padded(rows, self._pad, self._multiple, self._packed)
-        return {key: torch.tensor(value) for key, value in batch.items()}
+        lists = padded(rows, self._pad, self._multiple, self._packed)
+        tokens = sum(lists.pop("lengths"))
+        batch = {key: torch.tensor(value) for key, value in lists.items()}
+        where, targets = chosen(batch["labels"])
+        counts = {_TOKENS: tokens, _TRAINED: len(where)}
+        return {**batch, **({"where": where, "targets": targets} if self._fused else {}), **counts}
 
 
 class Loop(Trainer):  # type: ignore[misc]
@@ -96,14 +108,13 @@ class Loop(Trainer):  # type: ignore[misc]
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Count the tokens of a step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        tokens = sum(int(batch["lengths"].sum()) for batch in batches)
-        trained = sum(int((batch["labels"][..., 1:] != IGNORED).sum()) for batch in batches)
+        tokens, trained = (sum(batch[key] for batch in batches) for key in (_TOKENS, _TRAINED))
         world = self.args.world_size
         self.meter.count(tokens * world, trained * world, time.monotonic())
         return batches, items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
-        return super()._prepare_inputs({key: inputs[key] for key in inputs if key != "lengths"})
+        return super()._prepare_inputs({key: inputs[key] for key in inputs if key not in (_TOKENS, _TRAINED)})
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As of old, but the steps after it are those that they were without it."""
@@ -270,7 +281,7 @@ class Conduct(TrainerCallback):  # type: ignore[misc]
 
     def _tell(self, state: Any, **details: Any) -> None:
         eta = self._loop.meter.eta(state.global_step, time.monotonic())
-        self._records.progress(state.global_step, state.max_steps, eta, phase="training", **details)
+        self._records.progress(state.global_step, state.max_steps, eta, phase=TRAINING, **details)
 
 
 def _evaluations(state: Any) -> list[dict[str, Any]]:

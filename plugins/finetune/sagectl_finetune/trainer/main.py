@@ -33,6 +33,8 @@ from sagectl_finetune.trainer.stopping import Stop
 
 def main(words: Sequence[str]) -> int:
     """Train until the end or a stop; the exit code."""
+    if ranks.is_one():
+        ranks.tie()
     options = _options(words)
     settings = parse(options.settings)
     stop = Stop(settings.directory)
@@ -84,12 +86,26 @@ def _run(asked: Settings, stop: Stop) -> int:
         return _train(exhausted.adjusted(asked), asked, stop, ranks.given())
     if _was_complete(asked):
         return COMPLETED
-    settings = exhausted.adjusted(asked)
+    settings = _after_a_kill(asked, exhausted.adjusted(asked))
     result.check(settings)
     begin = _begin(settings)
     if settings.gpus > 1:
         return ranks.run(settings.gpus, begin, stop)
     return _train(settings, asked, stop, begin)
+
+
+def _after_a_kill(asked: Settings, settings: Settings) -> Settings:
+    """With half the batch, where the last run was killed for memory."""
+    smaller = exhausted.halved(settings) if exhausted.was_killed(settings) else None
+    if smaller is None:
+        return settings
+    say(
+        f"event: the last run was killed, out of memory as it seems, with batch_size {settings.batch_size}: "
+        f"going on with {smaller.batch_size}, and gradient_accumulation_steps "
+        f"{smaller.gradient_accumulation_steps}"
+    )
+    exhausted.note(asked, smaller)
+    return smaller
 
 
 def _was_complete(settings: Settings) -> bool:

@@ -23,6 +23,8 @@ def device_of(settings: Settings) -> str:
     if settings.device == "cpu":
         return "cpu"
     if torch.cuda.is_available():
+        if "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all load onto the first
         return "cuda"
     if settings.device == "auto":
         return "cpu"
@@ -123,7 +125,7 @@ def load_base(settings: Settings, dtype: str, device: str, *, stored: str | None
         **more,
     )
     model.config.use_cache = False
-    return model
+    return model.to(device) if quantisation is None else model
 
 
 def quantised(stored: str, dtype: str) -> Any:

@@ -6,6 +6,7 @@ hides their exit codes. So this program starts them itself: it passes signals on
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -20,11 +21,22 @@ from sagectl_finetune.trainer.settings import COMPLETED, STOPPED
 from sagectl_finetune.trainer.stopping import Stop
 
 _BEGIN = "SAGECTL_FINETUNE_BEGIN"
+_LAUNCHER = "SAGECTL_FINETUNE_LAUNCHER"
+_PR_SET_PDEATHSIG = 1
+LEAVE = 30
+"""Seconds after one stopped within which the others have to: what they had to save is saved by then."""
 
 
 def is_one() -> bool:
     """Whether this process is one of several that train together."""
     return _BEGIN in os.environ
+
+
+def tie() -> None:
+    """End this process when the one that started it ends, however that is killed."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(os.environ[_LAUNCHER]):  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_first() -> bool:
@@ -46,7 +58,7 @@ def variables(rank: int, count: int, port: int, begin: Checkpoint | None) -> dic
     return {
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
         **{"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        _BEGIN: json.dumps(told),
+        **{_BEGIN: json.dumps(told), _LAUNCHER: str(os.getpid())},
     }
 
 
@@ -66,6 +78,7 @@ def run(count: int, begin: Checkpoint | None, stop: Stop) -> int:
     by_pid = {process.pid: process for process in made}
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: _pass_on(received, by_pid))
+    signal.signal(signal.SIGALRM, lambda *_: _pass_on(signal.SIGKILL, by_pid))
     if stop.requested:
         _pass_on(signal.SIGTERM, by_pid)
     code = COMPLETED
@@ -77,7 +90,9 @@ def run(count: int, begin: Checkpoint | None, stop: Stop) -> int:
         ended.returncode = os.waitstatus_to_exitcode(status)
         if ended.returncode != COMPLETED and code == COMPLETED:
             code = ended.returncode if ended.returncode > 0 else 128 - ended.returncode
-            if ended.returncode != STOPPED:
+            if ended.returncode == STOPPED:
+                signal.alarm(LEAVE)  # stopped while it loaded, it leaves others waiting for it
+            else:
                 _pass_on(signal.SIGKILL, by_pid)
     return code
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,22 @@ from sagectl_finetune.trainer import files
 
 LINE_EVERY = 5.0
 """Seconds between lines of the log that only say how far it is."""
+
+
+KILLS = "oom_kills"
+"""In progress.json: how often the kernel had killed for memory by then, whomever."""
+TRAINING = "training"
+"""The phase in which steps are done."""
+
+
+def kills_for_memory() -> int | None:
+    """How often the kernel killed for memory since the machine started; None where it does not tell."""
+    try:
+        text = Path("/proc/vmstat").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def say(text: str) -> None:
@@ -73,6 +90,7 @@ class Records:
                 "unit": "steps",
                 "eta_seconds": None if eta is None else round(eta, 1),
                 "updated": round(time.time(), 3),
+                KILLS: kills_for_memory(),
                 "details": self._details,
             },
         )
