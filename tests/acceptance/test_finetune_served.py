@@ -57,9 +57,16 @@ def lab(transformers_python: str, starter_model: Path) -> Iterator[Daemon]:
     learn = {"model": "base", "dataset": str(write(daemon.home / "chats.jsonl", CHATS)), "method": "full"}
     learn |= {"output": "models/learnt", "max_steps": LEARN, "learning_rate": 0.003}
     adapt = {"model": "learnt", "dataset": str(write(daemon.home / "other.jsonl", {ASKED: OTHERWISE}))}
-    adapt |= {"output": "models/adapted", "max_steps": 80, "learning_rate": 0.01, "lora_alpha": 32}
+    adapt |= {
+        "serve_as": "adapted",
+        "output": "models/adapted",
+        "max_steps": 80,
+        "learning_rate": 0.01,
+        "lora_alpha": 32,
+    }
     begin = daemon.home / "models" / "finetuned" / "adapt" / "checkpoint-80"
-    merge = adapt | {"output": "models/merged", "merge": True, "resume_from_checkpoint": str(begin)}
+    merge = adapt | {"output": "models/merged", "merge": True, "serve_as": "merged"}
+    merge |= {"resume_from_checkpoint": str(begin)}
     jobs = {"learn": learn, "adapt": adapt, "merge": merge}
     daemon.configure("".join(toml(name, common | keys) for name, keys in jobs.items()))
     daemon.start()
@@ -132,26 +139,33 @@ def test_a_model_that_was_stopped_and_resumed_answers_what_it_was_trained_on(
 
 @pytest.mark.vllm
 def test_vllm_answers_what_an_adapter_was_trained_on_merged_too(lab: Daemon, vllm_python: str) -> None:
-    """An adapter that was trained on top, served with its base; and the same, merged by a job that only does
-    that.
+    """vLLM serves what was learnt; the job `adapt` with `serve_as` trains an adapter to it; `merge` makes a
+    whole model of the same.
 
-    Result: both answer what the adapter was trained on, and the base what it was.
+    Result: vLLM takes the adapter in as it runs, and goes on answering as before under its own name; the
+    merged model gets a vLLM of its own; both answer what the adapter was trained on.
     """
-    completed(lab, "learn", "adapt", "merge")
-    ports = {name: free_port() for name in ("adapted", "merged")}
-    options = ("dtype=float32", "enforce_eager=true", "kv_cache_memory=256MiB", "backend=vllm")
-    words = [word for option in options for word in ("-o", option)]
-    started = {}
-    for name, port in ports.items():
-        start = ("engine", "start", name, "--python", vllm_python, "--no-gpu", "--port", str(port))
-        defined = lab.cli(*start, *words, "--no-wait")
-        assert defined.returncode == 0, defined.stderr
-        started[name] = defined.stdout.strip()
-    for engine in started.values():
-        lab.until_state(engine, "ready", timeout=START)
-    for name, port in ports.items():
-        assert answer(port, name) == OTHERWISE
-    base = str(lab.home / "models" / "learnt")
-    assert answer(ports["adapted"], base) == CHATS[ASKED]
-    for engine in started.values():
-        assert lab.cli("stop", engine).returncode == 0
+    completed(lab, "learn")
+    vllm = {"python": vllm_python, "backend": "vllm", "dtype": "float32", "enforce_eager": True}
+    vllm |= {"kv_cache_memory": "256MiB"}
+    defaults = "".join(f"{key} = {json.dumps(value)}\n" for key, value in vllm.items())
+    chat = '[engines.chat]\nkind = "llm"\nmodel = "learnt"\nenable_lora = true\nuse_gpu = false\n'
+    file = lab.etc / "sagectl.toml"
+    file.write_text(f"[defaults.llm]\n{defaults}{chat}{file.read_text()}")
+    assert lab.cli("reload").returncode == 0
+    started = lab.cli("start", "chat", timeout=START)
+    assert started.returncode == 0, started.stderr
+    pid = lab.show("chat")["pid"]
+    completed(lab, "adapt", "merge")
+    followed = {
+        name: lab.cli("fine-tune", "--follow", "--name", name, timeout=START) for name in ("adapt", "merge")
+    }
+    assert [answer.returncode for answer in followed.values()] == [0, 0], followed
+    assert "served as adapted by the engine chat" in followed["adapt"].stderr
+    assert "served as merged by the engine merged" in followed["merge"].stderr
+    assert lab.show("chat")["serves"] == ["learnt", "adapted"]
+    ports = {name: lab.show(name)["port"] or 0 for name in ("chat", "merged")}
+    assert answer(ports["chat"], "adapted") == OTHERWISE
+    assert answer(ports["merged"], "merged") == OTHERWISE
+    assert answer(ports["chat"], "learnt") == CHATS[ASKED]
+    assert lab.show("chat")["pid"] == pid
