@@ -189,6 +189,8 @@ class Follow:
             self._session.dump_line(engine)
             return
         state = self._style.paint(render.state_of(engine), look)
+        if self._live and (drawn := self._losses.drawn(self._width() - 6, unicode=self._style.unicode)):
+            self._session.note(f"loss {drawn}")
         self._session.note(f"{engine['name']}: {state}" + (f": {render.clean(text)}" if text else ""))
 
     def _leave(self) -> None:
@@ -228,7 +230,7 @@ class Follow:
 
     def _picture(self, frame: str) -> Iterator[str]:
         engine, style = self._engine, self._style
-        width = (style.width or 80) - 1
+        width = self._width()
 
         def fitted(text: str, look: str = "") -> str:
             return style.paint(render.cut(text, width, unicode=style.unicode), look)
@@ -249,6 +251,9 @@ class Follow:
             yield fitted(f"  {told}", "dim")
         if drawn := self._losses.drawn(width - len("  loss "), unicode=style.unicode):
             yield fitted(f"  loss {drawn}")
+
+    def _width(self) -> int:
+        return (self._style.width or 80) - 1
 
     def _note(self, text: str, look: str = "") -> None:
         self._clear()
