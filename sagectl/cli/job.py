@@ -50,6 +50,7 @@ class Follow:
         self._losses = Curve()
         self._heard = True
         self._read_at = 0.0
+        self._known_at = time.monotonic()
         self._said, self._said_state, self._said_at = "", "", 0.0
         self._absent_since: float | None = None
 
@@ -95,7 +96,7 @@ class Follow:
             elif now - self._absent_since > PATIENCE:
                 raise
             return
-        self._absent_since = None
+        self._absent_since, self._known_at = None, now
         self._measure()
         if self._streamable and not self._streams:
             self._streams = True
@@ -236,7 +237,7 @@ class Follow:
             return style.paint(render.cut(text, width, unicode=style.unicode), look)
 
         up = engine["uptime_seconds"]
-        since = time.monotonic() - self._read_at if self._absent_since is None else 0.0
+        since = time.monotonic() - self._known_at
         state = f" {render.duration(round(up + since))}" if up is not None else ""
         reason = f": {render.clean(engine['reason'])}" if engine["reason"] else ""
         yield fitted(
