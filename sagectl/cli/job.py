@@ -50,6 +50,7 @@ class Follow:
         self._losses = Curve()
         self._heard = True
         self._read_at = 0.0
+        self._known_at = time.monotonic()
         self._said, self._said_state, self._said_at = "", "", 0.0
         self._absent_since: float | None = None
 
@@ -95,7 +96,7 @@ class Follow:
             elif now - self._absent_since > PATIENCE:
                 raise
             return
-        self._absent_since = None
+        self._absent_since, self._known_at = None, now
         self._measure()
         if self._streamable and not self._streams:
             self._streams = True
@@ -189,6 +190,8 @@ class Follow:
             self._session.dump_line(engine)
             return
         state = self._style.paint(render.state_of(engine), look)
+        if self._live and (drawn := self._losses.drawn(self._width() - 6, unicode=self._style.unicode)):
+            self._session.note(f"loss {drawn}")
         self._session.note(f"{engine['name']}: {state}" + (f": {render.clean(text)}" if text else ""))
 
     def _leave(self) -> None:
@@ -228,13 +231,13 @@ class Follow:
 
     def _picture(self, frame: str) -> Iterator[str]:
         engine, style = self._engine, self._style
-        width = (style.width or 80) - 1
+        width = self._width()
 
         def fitted(text: str, look: str = "") -> str:
             return style.paint(render.cut(text, width, unicode=style.unicode), look)
 
         up = engine["uptime_seconds"]
-        since = time.monotonic() - self._read_at if self._absent_since is None else 0.0
+        since = time.monotonic() - self._known_at
         state = f" {render.duration(round(up + since))}" if up is not None else ""
         reason = f": {render.clean(engine['reason'])}" if engine["reason"] else ""
         yield fitted(
@@ -249,6 +252,9 @@ class Follow:
             yield fitted(f"  {told}", "dim")
         if drawn := self._losses.drawn(width - len("  loss "), unicode=style.unicode):
             yield fitted(f"  loss {drawn}")
+
+    def _width(self) -> int:
+        return (self._style.width or 80) - 1
 
     def _note(self, text: str, look: str = "") -> None:
         self._clear()

@@ -18,7 +18,7 @@ from sagectl.cli.session import Session, error_json
 if TYPE_CHECKING:
     from sagectl.cli.estimate import Card, Fit
     from sagectl.core.engine import EngineSpec
-    from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryEstimate, Refusal
+    from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryEstimate, Refusal, Shape
 
 REFUSED = 65
 """How the trainer ends where data or options are no good."""
@@ -221,18 +221,28 @@ def _placed(session: Session, found: Rehearsed) -> tuple[Rehearsed, list[Fit]]:
         # There are GPUs, and nobody knows yet how fast they are.
         found = replace(found, report={**(found.report or {}), "time": None})
     fits = [fit_on(card, memory) for card in known]
-    empty = [replace(card, free=card.total - KEPT_FREE, count=_as_large(card, known)) for card in known]
+    empty = [
+        replace(card, free=max(card.free, card.total - KEPT_FREE), count=_as_large(card, known))
+        for card in known
+    ]
     if found.refusal is not None or any(fit_on(card, memory).shape for card in empty):
         return found, fits
+    return replace(found, refusal=_too_large(memory.shapes[0], empty)), fits
+
+
+def _too_large(shape: Shape, empty: Sequence[Card]) -> errors.SagectlError:
     from sagectl.core.sizes import gib
 
-    needed = max(memory.shapes[0].sizes)
-    refusal = errors.Unplaceable(
-        f"it needs {gib(needed)} of GPU memory, and no GPU has more than "
-        f"{gib(max(card.free for card in empty))} of it",
+    wanted, needed, largest = len(shape.ranks), max(shape.sizes), max(card.free for card in empty)
+    if needed <= largest:
+        return errors.Unplaceable(
+            f"it wants {wanted} GPUs with {gib(needed)} each, and there are not so many here",
+            remedy="set `gpus` to fewer",
+        )
+    return errors.Unplaceable(
+        f"it needs {gib(needed)} of GPU memory, and no GPU has more than {gib(largest)} of it",
         remedy='take less at once (batch_size, max_length), method = "qlora", or a smaller base model',
     )
-    return replace(found, refusal=refusal), fits
 
 
 def _as_large(card: Card, known: Sequence[Card]) -> int | None:

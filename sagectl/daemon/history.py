@@ -29,15 +29,16 @@ def read(kind: EngineKind[Any], path: str, points: int) -> Sequence[Point]:
 def thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
     """At most `most` of them: of each stretch the one that says most, the newest of equals.
 
-    So that evaluations stay, which only some steps have. The newest step of all stays too.
+    So that evaluations stay, which only some steps have. The first and the newest of all stay too.
     """
     if len(points) <= most:
         return points
-    *older, newest = points
-    stretches = most - 1
-    edges = [place * len(older) // stretches for place in range(stretches + 1)] if stretches else []
+    if most < 3:
+        return [points[0], points[-1]][2 - most :]
+    first, *between, newest = points
+    edges = [place * len(between) // (most - 2) for place in range(most - 1)]
     chosen = [
-        max(reversed(older[begin:end]), key=lambda point: len(point.values))
+        max(reversed(between[begin:end]), key=lambda point: len(point.values))
         for begin, end in itertools.pairwise(edges)
     ]
-    return [*chosen, newest] if most > 0 else []
+    return [first, *chosen, newest]

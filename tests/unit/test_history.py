@@ -67,7 +67,8 @@ def test_the_kind_reads_them_and_at_most_so_many_are_given(file: Path) -> None:
     file.write_text("".join(f"{number}\n" for number in range(1000)))
     assert len(history.read(KIND, str(file), 1000)) == 1000
     found = history.read(KIND, str(file), 10)
-    assert [point.step for point in found] == [110, 221, 332, 443, 554, 665, 776, 887, 998, 999]
+    assert [point.step for point in found] == [0, 124, 249, 374, 499, 623, 748, 873, 998, 999]
+    assert history.read(KIND, str(file), 2) == [Point(0), Point(999)]
     assert history.read(KIND, str(file), 1) == [Point(999)]
     assert history.read(KIND, str(file), 0) == []
 
