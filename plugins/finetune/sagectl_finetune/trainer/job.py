@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,8 @@ from sagectl_finetune.trainer.stopping import Stop
 
 MOST_RANK = 512
 """Of an adapter that vLLM serves; others have to be merged."""
+REPORTS = 30.0
+"""Seconds that a service gets to take the last figures."""
 _reached = False
 
 
@@ -125,6 +129,15 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _end_reports() -> None:
+    """Let Weights & Biases finish: the process ends without what it would do then. It may wait for a network."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        ending = threading.Thread(target=wandb.finish, daemon=True)
+        ending.start()
+        ending.join(REPORTS)
+
+
 class _Run:
     """Loads, trains and writes the result."""
 
@@ -175,10 +188,12 @@ class _Run:
         )
         loops.quiet(loop)
         if not self._train(loops, loop):
+            _end_reports()
             return STOPPED
         # All steps are in a checkpoint: from here on a stop costs nothing.
         self._stop.enter("idle")
         self._finish(loop, tokenizer, prepared)
+        _end_reports()
         return COMPLETED
 
     def _train(self, loops: Any, loop: Any) -> bool:
