@@ -372,6 +372,34 @@ def test_a_dry_run_reports_and_leaves_nothing(new_run: NewRun, transformers_pyth
     assert "/nowhere" in json.loads(found.stdout)["refused"]
 
 
+EVENTS = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+found = EventAccumulator(sys.argv[1])
+found.Reload()
+print(json.dumps([[one.step, one.value] for name in sys.argv[2:] for one in found.Scalars(name)]))
+"""
+
+
+def test_tensorboard_gets_the_figures(new_run: NewRun, transformers_python: str) -> None:
+    found = (
+        "import importlib.util, json; print(json.dumps(importlib.util.find_spec('tensorboard') is not None))"
+    )
+    pythons = [transformers_python, os.environ.get("SAGECTL_TRL_PYTHON")]
+    python = next((each for each in pythons if each and in_engine(each, found)), None)
+    if python is None:
+        pytest.skip("no interpreter has tensorboard; that of SAGECTL_TRL_PYTHON is looked at too")
+    run = new_run(report_to=["tensorboard"], max_steps=4, save_steps=2, eval_split=0.2)
+    run.python = python
+    run.complete()
+    told = in_engine(python, EVENTS, str(run.state / "tensorboard"), "train/loss", "eval/loss")
+    losses = [[step, loss] for step, loss, _ in run.losses if loss is not None]
+    evaluations = [[step, loss] for step, _, loss in run.losses if loss is not None]
+    for (step, value), (wanted, loss) in zip(told, losses + evaluations, strict=True):
+        assert step == wanted
+        assert value == pytest.approx(loss, rel=1e-4)
+
+
 def test_packed_rows_train_as_they_do_alone(new_run: NewRun) -> None:
     """All rows in one step, packed and not: the same loss, for packed sequences do not see each other."""
     options = {"batch_size": 40, "max_steps": 1, "lora_dropout": 0.0}

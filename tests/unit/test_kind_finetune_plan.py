@@ -288,4 +288,8 @@ def test_a_missing_module_and_a_gated_model_are_explained() -> None:
     gated = explained(1, "403 Client Error.", "Cannot access gated repo for url https://x")
     assert gated is not None
     assert "HF_TOKEN" in gated.remedy
+    nobody = explained(1, "wandb.errors.errors.UsageError: No API key configured. Use `wandb login`.")
+    assert nobody is not None
+    assert "WANDB_API_KEY" in nobody.remedy
+    assert not nobody.retryable
     assert explained(1, "Traceback") is None

@@ -46,6 +46,11 @@ RULES: tuple[Rule, ...] = (
         "`attention` asks for FlashAttention, which {python} lacks.",
         'Set `attention = "sdpa"`, or install the package flash-attn there.',
     ),
+    Rule(
+        r"wandb\.errors\.[\w.]*(?:UsageError|AuthenticationError): (?P<why>[^\n]*[^\n.])",
+        "Weights & Biases does not take the figures: {why}.",
+        'Set `WANDB_API_KEY` in `env`, or `WANDB_MODE = "offline"`; or remove "wandb" from `report_to`.',
+    ),
     *HUB,
     *CHECKPOINT,
     Rule(

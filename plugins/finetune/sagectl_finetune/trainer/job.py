@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from sagectl_finetune.trainer.records import TRAINING, Records, say
 from sagectl_finetune.trainer.settings import COMPLETED, STOPPED, Refused, Settings
 from sagectl_finetune.trainer.stopping import Stop
 
+REPORTS = 30.0
+"""Seconds that a service gets to take the last figures."""
 _reached = False
 
 
@@ -93,6 +97,15 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _end_reports() -> None:
+    """Let Weights & Biases finish: the process ends without what it would do then. It may wait for a network."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        ending = threading.Thread(target=wandb.finish, daemon=True)
+        ending.start()
+        ending.join(REPORTS)
+
+
 class _Run:
     """Loads, trains and writes the result."""
 
@@ -143,6 +156,7 @@ class _Run:
         )
         loops.quiet(loop)
         if not self._train(loops, loop):
+            _end_reports()
             return STOPPED
         seconds = time.monotonic() - loop.meter.started
         # All steps are in a checkpoint: from here on a stop costs nothing.
@@ -150,6 +164,7 @@ class _Run:
         self._finish(loop, tokenizer, prepared)
         if loop.is_world_process_zero():
             self._note_speed(loop, seconds)
+        _end_reports()
         return COMPLETED
 
     def _note_speed(self, loop: Any, seconds: float) -> None:
