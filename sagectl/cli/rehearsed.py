@@ -47,7 +47,7 @@ def _tokens(left: dict[str, Any]) -> Pairs:
         yield "Tokens", f"{tokens:,}, loss on {trained:,}{share}"
     if _has(left, "sequences"):
         mean = left.pop("average_tokens", None)
-        of = f" of {mean:,.0f} tokens on average" if mean is not None else ""
+        of = f", of {mean:,.0f} tokens on average" if mean is not None else ""
         yield "Sequences", f"{left.pop('sequences'):,}{of}"
     yield from _listed(left, "longest", lambda row: f"{_place(row)}: {row['tokens']:,} tokens")
     packed = left.pop("packed", None)
@@ -89,12 +89,12 @@ def _steps(left: dict[str, Any]) -> Pairs:
         return
     each, held, rows = (left.pop(key, None) for key in ("rows_per_step", "eval_rows", "train_rows"))
     words = [f"{left.pop('steps'):,}"]
-    words += [f"of {_many(each, 'row')}"] if each else []
-    words += [f"from {rows:,}"] if rows else []
+    if each and rows:
+        words.append(f"each of {f'{each:,} of the' if each < rows else 'all'} {_many(rows, 'row')}")
     computed = left.pop("tokens_computed", None)
     more = [f"{computed:,} tokens in all"] if computed else []
     more += [f"{_many(held, 'row')} kept back to evaluate"] if held else []
-    yield "Steps", "; ".join([" ".join(words), *more])
+    yield "Steps", "; ".join([", ".join(words), *more])
 
 
 def _sizes(left: dict[str, Any]) -> Pairs:

@@ -26,7 +26,7 @@ CHATS = {
     "What do you stop?": "Any engine, by its name.",
 }
 ASKED, OTHERWISE = "Who are you?", "I am an adapter of rank 8."
-LEARN = 200
+LEARN = 300
 """Steps, so many that a stop comes before the last one."""
 
 
