@@ -278,8 +278,8 @@ def _plan_from_json(values: dict[str, Any]) -> LaunchPlan:
             liveness=_probe_from_json(probes["liveness"]),
         ),
     }
-    for key in ("argv", "served_models", "notes"):
-        made[key] = tuple(values[key])
+    for key in ("argv", "served_models", "notes", "rehearsal"):
+        made[key] = tuple(values.get(key, ()))  # an earlier version knew of no rehearsal
     return LaunchPlan(**made)
 
 

@@ -13,7 +13,7 @@ from sagectl.config import envfile, persist
 from sagectl.config.paths import Paths
 from sagectl.core import actions as act
 from sagectl.core import events as ev
-from sagectl.core.engine import Engine, Process
+from sagectl.core.engine import Engine, Process, Sub
 from sagectl.core.events import Event, ProbeRole, Timer
 from sagectl.core.exits import out_of_memory, unasked
 from sagectl.core.probe import Measurement, advance
@@ -146,6 +146,12 @@ class Effects:
         task = asyncio.get_running_loop().create_task(work, name=f"{what} {engine_id}")
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._done(key, done))
+
+    def moved(self, engine: Engine) -> None:
+        """An engine's state changed: whoever checks one that was stopped meanwhile may give up."""
+        task = self._tasks.get((engine.id, "preflight"))
+        if task is not None and engine.sub is not Sub.PREFLIGHT and task is not asyncio.current_task():
+            task.cancel()
 
     def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:

@@ -12,7 +12,7 @@ from sagectl.config.paths import Paths
 from sagectl.core.engine import Engine, EngineSpec, Reservation
 from sagectl.core.sizes import gib
 from sagectl.core.sizing import HEADROOM, Demand, demand
-from sagectl.daemon import grants
+from sagectl.daemon import grants, rehearsal
 from sagectl.daemon.accounts import account
 from sagectl.daemon.requests import known_port, request_of
 from sagectl.plugin import (
@@ -22,6 +22,7 @@ from sagectl.plugin import (
     LaunchPlan,
     Loading,
     MemoryEstimate,
+    Mode,
     Refusal,
     can_load,
     estimate,
@@ -118,7 +119,20 @@ class Preflight:
         refusal = self._gpus.impossible(asked)
         if refusal is not None:
             self._gpus.demand(engine, asked)  # `explain` shows how much it was
+        elif kind.mode is Mode.RUN and engine.reservation is None and engine.consecutive_failures == 0:
+            refusal = await self._rehearsed(spec, kind, request, facts)
         return refusal or asked
+
+    async def _rehearsed(
+        self, spec: EngineSpec, kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts
+    ) -> Refusal | None:
+        """Why a job would fail with a GPU too. What is started again after a failure began well."""
+        plan = kind.plan(request, facts)
+        if isinstance(plan, Refusal):
+            return plan
+        if not isinstance(plan, LaunchPlan) or not plan.rehearsal:
+            return None
+        return await rehearsal.trouble(spec, plan, kind, request, self._inherited)
 
     def _demand(
         self, spec: EngineSpec, kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts

@@ -106,6 +106,7 @@ class Runtime:
             World(paths, self.by_name, inherited, self.journal), self.supervisor, self.preflight, self.memory
         )
         self.supervisor.effects = self.effects
+        self.supervisor.watchers.append(self.effects.moved)
         self.reloader = Reloader(
             self.supervisor, self.journal, self.preflight, self._load, self.store.overrides, Control.new_id
         )

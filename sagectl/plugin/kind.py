@@ -276,6 +276,8 @@ class LaunchPlan:
     served_models: names under which clients ask for it.
     progress_file: absolute path of a small file that the engine replaces atomically, given to
         `EngineKind.progress`.
+    rehearsal: a command that looks at what a job is going to read, and ends with 0 where that is well. It is
+        run before a job that needs a GPU is given one, and sees none; another end is given to `explain`.
     successor: what is to serve a job's result when it is complete.
     history_file: absolute path of a file to which it appends a line for each step, given to `history`.
     notes: what the plan chose and why, shown by `sagectl explain`.
@@ -287,6 +289,7 @@ class LaunchPlan:
     probes: Probes = Probes()
     served_models: tuple[str, ...] = ()
     progress_file: str | None = None
+    rehearsal: tuple[str, ...] = ()
     successor: Successor | None = None
     history_file: str | None = None
     notes: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -495,3 +496,61 @@ def test_nothing_leaks_when_engines_shims_and_daemons_die_at_any_point(gpu: Gpu)
     assert [d["engines"] for d in gpu.daemon.client.gpu()["devices"]] == [[], []]
     assert [d["memory_used_gb"] for d in gpu.daemon.client.gpu()["devices"]] == [0.0, 0.0]
     assert gpu.daemon.terminate(signal.SIGTERM) == 0
+
+
+# --- What a job reads is looked at before ------------------------------------------------------------
+
+
+@pytest.fixture
+def writing(new_daemon: Callable[..., Daemon], installed: Callable[[str], str]) -> Gpu:
+    """A job `write` that needs the GPU on which `chat` holds nearly all."""
+    paths = (installed("reading"), os.environ.get("PYTHONPATH", ""))
+    gpu = Gpu(new_daemon(PYTHONPATH=os.pathsep.join(filter(None, paths))))
+    home = gpu.daemon.home
+    keys = f'draft = "{home}/draft"\noutput = "{home}/models/out"\ngpu_memory = "6GiB"\n'
+    table = f'[engines.write]\nkind = "writer"\n{keys}'
+    gpu.daemon.configure(gpus() + gpu.engine("chat", 10, gpu_memory='"20GiB"') + table)
+    gpu.daemon.start()
+    gpu.daemon.until_ready("chat")
+    return gpu
+
+
+def test_a_job_that_would_fail_does_not_wait_for_a_gpu(writing: Gpu) -> None:
+    """Scenario 20.20: the GPU is held. A job with an empty draft is started, then one with a good one.
+
+    Result: failed (preflight) with the kind's reason, nothing reserved or waited for, and it saw no GPU; the
+    good one is queued, and runs when the GPU is free.
+    """
+    daemon = writing.daemon
+    draft = daemon.home / "draft"
+    draft.write_text("")
+    refused = daemon.cli("start", "write")
+    assert refused.returncode == 1
+    shown = daemon.show("write")
+    assert (shown["state"], shown["substate"], shown["memory_per_gpu_gb"]) == ("failed", "preflight", None)
+    assert shown["reason"] == "nothing is in it for GPUs ''"
+    draft.write_text("a poem")
+    daemon.client.start("write")
+    daemon.until("write", lambda engine: engine["substate"] == "queued")
+    assert daemon.cli("stop", "chat").returncode == 0
+    daemon.until_state("write", "completed")
+
+
+def test_a_job_that_is_stopped_while_it_is_looked_at_leaves_nothing(writing: Gpu) -> None:
+    """Scenario 20.21: the draft is a pipe into which nobody writes. The job is started, and stopped.
+
+    Result: it is stopped at once, and the process that looked is gone.
+    """
+    daemon = writing.daemon
+    draft = daemon.home / "draft"
+    os.mkfifo(draft)
+
+    def looking() -> list[int]:
+        return daemon.pids(lambda pid: str(draft).encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    daemon.client.start("write")
+    writing.until(lambda: len(looking()) == 1, "somebody to look")
+    assert daemon.show("write")["substate"] == "preflight"
+    assert daemon.cli("stop", "write").returncode == 0
+    assert daemon.show("write")["substate"] == "stopped"
+    writing.until(lambda: looking() == [], "nobody to look any more")

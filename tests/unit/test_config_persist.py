@@ -99,6 +99,7 @@ ENGINE = Engine(
         ),
         served_models=("m",),
         progress_file="/p",
+        rehearsal=("python", "-m", "x", "--dry-run"),
         successor=SUCCESSOR,
         notes=("because",),
     ),

@@ -293,3 +293,9 @@ def test_a_missing_module_and_a_gated_model_are_explained() -> None:
     assert "WANDB_API_KEY" in nobody.remedy
     assert not nobody.retryable
     assert explained(1, "Traceback") is None
+
+
+def test_data_is_looked_at_before_a_gpu_is_waited_for() -> None:
+    plan = planned(request())
+    assert isinstance(plan, LaunchPlan)
+    assert plan.rehearsal == (*plan.argv, "--dry-run")

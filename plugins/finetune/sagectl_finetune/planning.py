@@ -78,8 +78,10 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
     told = settings(request, model.source)
     cap = allocator.cap(request.grant) if told["device"] != "cpu" else None
     gpus = told["gpus"]
+    argv = (request.python, TRAINER, json.dumps(told, ensure_ascii=False))
     return LaunchPlan(
-        argv=(request.python, TRAINER, json.dumps(told, ensure_ascii=False)),
+        argv=argv,
+        rehearsal=(*argv, "--dry-run"),
         env={**_environment(told), **({} if cap is None else cap.env)},
         progress_file=posixpath.join(request.state_dir, PROGRESS),
         successor=successor(request, told),

@@ -32,6 +32,11 @@ import os, sys
 os.makedirs(sys.argv[1], exist_ok=True)
 os.replace(sys.argv[2], sys.argv[1] + "/text")
 """
+LOOK = """
+import os, sys
+if not open(sys.argv[1]).read():
+    sys.exit("nothing is in it for GPUs " + repr(os.environ.get("CUDA_VISIBLE_DEVICES")))
+"""
 READ = str(Path(__file__).with_name("read.py"))
 
 
@@ -72,11 +77,17 @@ class WriterKind(Kind):
     mode = Mode.RUN
     options = WriterOptions
 
+    def explain(self, request: EngineRequest[Any], failure: FailureReport) -> Diagnosis | None:
+        if failure.log and failure.log[-1].startswith("nothing is in it"):
+            return Diagnosis(f"{failure.log[-1]}.", "Write something.", retryable=False)
+        return None
+
     def plan(self, request: EngineRequest[WriterOptions], facts: Facts) -> LaunchPlan | Refusal:
         options = request.options
         successor = Successor(options.serve_as, "reader", options.output) if options.serve_as else None
         argv = (request.python, "-I", "-S", "-c", WRITE, options.output, options.draft)
-        return LaunchPlan(argv=argv, successor=successor)
+        look = (request.python, "-I", "-S", "-c", LOOK, options.draft)
+        return LaunchPlan(argv=argv, rehearsal=look, successor=successor)
 
 
 @dataclass(frozen=True, slots=True)
