@@ -173,7 +173,7 @@ def _engine(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> Eng
     values["reservation"] = _reservation(values.get("reservation"))
     # Engines that were stored by an earlier version have neither.
     values["serving"] = _serving(values.get("serving"))
-    values["loaded"] = tuple(LoadedModel(**model) for model in values.get("loaded", ()))
+    values["loaded"] = tuple(_known(LoadedModel, model) for model in values.get("loaded", ()))
     values["starts"] = tuple(values["starts"])
     values["waiting_for"] = tuple(values["waiting_for"])
     return _checked(Engine, values)
@@ -193,8 +193,8 @@ def spec_from_json(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]])
     values["cpu_affinity"] = None if cpus is None else tuple(cpus)
     values["probe_choice"] = _probe_from_json(values["probe_choice"])
     restart = dict(values["restart"])
-    values["restart"] = RestartPolicy(**{**restart, "policy": RestartWhen(restart["policy"])})
-    values["probe"], values["stop"] = ProbePolicy(**values["probe"]), StopPolicy(**values["stop"])
+    values["restart"] = _known(RestartPolicy, {**restart, "policy": RestartWhen(restart["policy"])})
+    values["probe"], values["stop"] = _known(ProbePolicy, values["probe"]), _known(StopPolicy, values["stop"])
     kind = kinds.get(values["kind"])
     if kind is not None and values["options"] is not None:
         options = options_of(kind)
@@ -208,7 +208,7 @@ def _reservation(values: dict[str, Any] | None) -> Reservation | None:
     if values is None:
         return None
     lists = {key: tuple(values[key]) for key in ("gpu_ids", "sizes", "totals", "reasons")}
-    made = Reservation(**{**values, **lists})
+    made = _known(Reservation, {**values, **lists})
     if not len(made.gpu_ids) == len(made.sizes) == len(made.totals):
         raise ValueError("a reservation names as many GPUs as sizes")
     return made
@@ -217,8 +217,8 @@ def _reservation(values: dict[str, Any] | None) -> Reservation | None:
 def _serving(values: dict[str, Any] | None) -> Serving | None:
     if values is None:
         return None
-    successor = Successor(**values["successor"])
-    return Serving(**{**values, "successor": successor, "phase": ServingPhase(values["phase"])})
+    successor = _known(Successor, values["successor"])
+    return _known(Serving, {**values, "successor": successor, "phase": ServingPhase(values["phase"])})
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -238,11 +238,17 @@ def _checked(cls: type[_T], values: dict[str, Any]) -> _T:
         value, wanted = values[field.name], str if field.default is MISSING else type(field.default)
         if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
             raise TypeError(f"{field.name} is a {type(value).__name__}")
-    return cls(**values)
+    return _known(cls, values)
+
+
+def _known(cls: type[_T], values: Mapping[str, Any]) -> _T:
+    """Made of what this version knows: one that goes back after an upgrade must not lose its engines."""
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in values.items() if key in names})
 
 
 def _made(cls: type[_T], values: Any) -> _T | None:
-    return None if values is None else cls(**values)
+    return None if values is None else _known(cls, values)
 
 
 def _diagnosis(values: dict[str, Any] | None) -> Diagnosis | None:
@@ -251,7 +257,7 @@ def _diagnosis(values: dict[str, Any] | None) -> Diagnosis | None:
     lines = tuple(values.get("arithmetic", ()))  # what an earlier version stored has none
     if not all(isinstance(line, str) for line in lines):
         raise TypeError("a line of a diagnosis is no text")
-    return Diagnosis(**{**values, "arithmetic": lines})
+    return _known(Diagnosis, {**values, "arithmetic": lines})
 
 
 def _probe_from_json(values: dict[str, Any] | None) -> Probe | None:
@@ -263,7 +269,7 @@ def _probe_from_json(values: dict[str, Any] | None) -> Probe | None:
         for key, value in values.items()
         if key != "type"
     }
-    made: Probe = cls(**plain)
+    made: Probe = _known(cls, plain)
     return made
 
 
@@ -280,7 +286,7 @@ def _plan_from_json(values: dict[str, Any]) -> LaunchPlan:
     }
     for key in ("argv", "served_models", "notes", "rehearsal"):
         made[key] = tuple(values.get(key, ()))  # an earlier version knew of no rehearsal
-    return LaunchPlan(**made)
+    return _known(LaunchPlan, made)
 
 
 def public_spec(spec: EngineSpec) -> dict[str, Any]:
