@@ -130,7 +130,7 @@ def _quiet() -> None:
 
 
 def _end_reports() -> None:
-    """Let Weights & Biases finish: the process ends without what it would do then. It may wait for a network."""
+    """Let Weights & Biases finish, which may wait for a network: the process ends too soon for it."""
     wandb: Any = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         ending = threading.Thread(target=wandb.finish, daemon=True)
