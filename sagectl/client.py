@@ -10,109 +10,17 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from sagectl import errors, unixhttp
+from sagectl.shapes import Engine, EngineProgress, Event, Exit, Reload, Serving, Status, Step
 from sagectl.unixhttp import Broken, Foreign, Response
 
-__all__ = ["Client", "Engine", "Event", "Exit", "Reload", "Status"]
+__all__ = ["Client", "Engine", "EngineProgress", "Event", "Exit", "Reload", "Serving", "Status", "Step"]
 
 _API = "/v1/management"
 _RECONNECT_SECONDS = 60.0
 _SILENCE_SECONDS = 45.0  # an event stream has a heartbeat every 15 s
-
-
-class Exit(TypedDict):
-    """How a process ended: one of `code` and `signal`, or neither where nobody saw it."""
-
-    code: int | None
-    signal: int | None
-    oom_kill: bool
-
-
-class Engine(TypedDict):
-    """An engine as the API shows it. Times of day are RFC 3339 in UTC, durations seconds, _gb GiB."""
-
-    engine_id: str
-    name: str
-    engine_kind: str
-    model_id: str | None
-    state: str
-    substate: str
-    reason: str
-    desired: str
-    pid: int | None
-    port: int | None
-    address: str | None
-    gpu_ids: list[int] | None
-    memory_per_gpu_gb: float | None
-    measured_memory_gb: float | None
-    uptime_seconds: float | None
-    restart_count: int
-    consecutive_failures: int
-    last_exit_code: int | None
-    healthy: bool | None
-    probed: bool | None
-    progress: dict[str, Any] | None
-    priority: str
-    labels: dict[str, str]
-    limits: dict[str, Any]
-    nice: int | None
-    oom_score_adjust: int | None
-    cpu_affinity: list[int] | None
-    memory_max: int | None
-    cpu_weight: int | None
-    mode: str
-    group: str
-    transient: bool
-    autostart: bool
-    needs_restart: bool
-    since: str | None
-    started_at: str | None
-    last_exit: Exit | None
-    diagnosis: dict[str, Any] | None
-    waiting_for: list[str]
-    blocked: bool
-    serves: list[str]
-    log_path: str
-
-
-class Event(TypedDict):
-    """Something that happened; `id` counts up and survives the daemon. `engine` None: the daemon itself.
-
-    Where `kind` is "lost", events before this one are no longer kept, and `id` is None.
-    """
-
-    id: int | None
-    at: str
-    engine: str | None
-    engine_id: str | None
-    kind: str
-    level: Literal["debug", "info", "warning", "error"]
-    text: str
-    state: str | None
-    substate: str | None
-
-
-class Reload(TypedDict):
-    """What a reload changes. `in_place`, `restarts`, `needs_restart`: `{"name", "keys"}` each."""
-
-    added: list[str]
-    removed: list[str]
-    in_place: list[dict[str, Any]]
-    restarts: list[dict[str, Any]]
-    needs_restart: list[dict[str, Any]]
-    unchanged: int
-    warnings: list[str]
-
-
-class Status(TypedDict):
-    """The overview. `control_plane` is the daemon itself."""
-
-    control_plane: dict[str, Any]
-    gpu: dict[str, Any]
-    engines: list[Engine]
-    reservations: list[dict[str, Any]]
 
 
 class Client:
@@ -174,6 +82,11 @@ class Client:
         progress: dict[str, Any] | None = self._json("GET", f"{_engine(ref)}/progress", "progress")
         return progress
 
+    def history(self, ref: str, *, points: int | None = None) -> list[Step]:
+        """The steps that a job did, oldest first; of more than `points` so many, spread over all of them."""
+        steps: list[Step] = self._json("GET", f"{_engine(ref)}/history", "history", points=points)
+        return steps
+
     def kinds(self) -> list[dict[str, Any]]:
         """The engine kinds with their options and origin, and broken plugins with the reason."""
         kinds: list[dict[str, Any]] = self._json("GET", f"{_API}/kinds", "kinds")
@@ -204,6 +117,10 @@ class Client:
     def reset_failed(self, ref: str) -> list[Engine]:
         """Forget its failures and the start limit."""
         return self._act(ref, "reset-failed")
+
+    def unload(self, ref: str, *, model: str | None = None) -> list[Engine]:
+        """Take out a model that it took in while it ran; all of them where none is named. Raises Conflict."""
+        return self._act(ref, "unload", model=model)
 
     def enable(self, ref: str) -> list[Engine]:
         """Have it started with the daemon, whatever the configuration says."""
@@ -277,6 +194,25 @@ class Client:
             "GET", f"{_engine(ref)}/logs", query, silence=None if follow else self.timeout
         )
         return self._pieces(response)
+
+    def follow_progress(self, ref: str) -> Iterator[EngineProgress]:
+        """How far a job is, now and at each change, until it is down: the last one says how.
+
+        Raises NoDaemon where the daemon goes away meanwhile; the job goes on without it.
+        """
+        response = self._request(
+            "GET", f"{_engine(ref)}/progress", {"follow": True}, silence=_SILENCE_SECONDS
+        )
+        return self._told(response)
+
+    def _told(self, response: Response) -> Iterator[EngineProgress]:
+        with response:
+            try:
+                for _, data in response.server_sent():
+                    if data not in ("", "{}"):
+                        yield json.loads(data)
+            except (Broken, OSError) as error:
+                raise self._gone(error) from error
 
     def _pieces(self, response: Response) -> Iterator[bytes]:
         with response:

@@ -8,10 +8,14 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from sagectl.api import views
 from sagectl.api.reply import reply
 from sagectl.api.routes import Answer, Call
 from sagectl.core.engine import Engine
 from sagectl.errors import Conflict, UnknownEngine
+
+_POINTS = 500
+"""Steps of a job's past that are shown where the request does not say how many."""
 
 Change = Callable[[Call, Engine], None]
 
@@ -110,6 +114,11 @@ def reset_failed(call: Call, engine: Engine) -> None:
     call.service.control.reset_failed(engine)
 
 
+def unload(call: Call, engine: Engine) -> None:
+    """`engine unload`."""
+    call.service.control.unload(engine, call.query.get("model"))
+
+
 def enable(call: Call, engine: Engine) -> None:
     """`enable`."""
     call.service.control.set_autostart(engine, True)
@@ -125,11 +134,12 @@ def forget(call: Call, engine: Engine) -> None:
     call.service.control.forget(engine)
 
 
-async def progress(call: Call) -> web.StreamResponse:
-    """GET engines/{id}/progress."""
+async def history(call: Call) -> web.StreamResponse:
+    """GET engines/{id}/history."""
     engine = one(call)
-    found = await call.service.control.progress(engine)
-    return reply({"engine_id": engine.id, "name": engine.name, "progress": found})
+    found = await call.service.control.history(engine, call.query.get("points", _POINTS))
+    steps = [views.point_json(point) for point in found]
+    return reply({"engine_id": engine.id, "name": engine.name, "history": steps})
 
 
 async def explain(call: Call) -> web.StreamResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagectl.core.engine import SUBSTATES, Desired, Priority
+from sagectl.core.engine import SUBSTATES, Desired, Priority, ServingPhase
 from sagectl.plugin import Mode
 
 Schema = dict[str, Any]
@@ -94,6 +94,7 @@ _ENGINE = _object(
         "waiting_for": _said(_list(TEXT), "engines that must be up first"),
         "blocked": _said(FLAG, "one of those failed: it waits for somebody to mend that"),
         "serves": _said(_list(TEXT), "model names under which clients ask for it"),
+        "serving": _or_null(_ref("Serving"), "of a completed job: what becomes of its result"),
         "log_path": TEXT,
     }
 )
@@ -192,6 +193,15 @@ SCHEMAS: dict[str, Schema] = {
     "EngineOrGroup": {"oneOf": [_ref("Engine"), _ref("Group")]},
     "Group": _object({"group": TEXT, "engines": _list(_ref("Engine"))}),
     "Exit": _object({"code": _or_null({"type": "integer"}), "signal": _or_null(COUNT), "oom_kill": FLAG}),
+    "Serving": _object(
+        {
+            "name": _said(TEXT, "under which clients ask for it"),
+            "model": _said(TEXT, "the directory of the result"),
+            "phase": _one_of(phase.value for phase in ServingPhase),
+            "engine": _or_null(TEXT, "by whose name it is, or is to be, served"),
+            "text": _said(TEXT, "the same in words, or why it is not served"),
+        }
+    ),
     "Diagnosis": _object(
         {"summary": TEXT, "remedy": TEXT, "arithmetic": _said(_list(TEXT), "the figures behind it")}
     ),
@@ -204,7 +214,20 @@ SCHEMAS: dict[str, Schema] = {
             "details": ANY_OBJECT,
         }
     ),
-    "EngineProgress": _object({"engine_id": TEXT, "name": TEXT, "progress": _or_null(_ref("Progress"))}),
+    "EngineProgress": _object(
+        {
+            "engine_id": TEXT,
+            "name": TEXT,
+            "state": _one_of(state.value for state in SUBSTATES),
+            "substate": _one_of(_SUBSTATE_WORDS),
+            "progress": _or_null(_ref("Progress")),
+        }
+    ),
+    "EngineHistory": _object({"engine_id": TEXT, "name": TEXT, "history": _list(_ref("Step"))}),
+    "Step": _said(
+        _object({"step": NUMBER, "at": _or_null(TIME)}, closed=False),
+        "a step of a job, with the figures that its kind knows: loss, eval_loss, learning_rate and the like",
+    ),
     "Definition": _said(
         {
             "type": "object",

@@ -1,11 +1,11 @@
-"""The routes that may go on for as long as the client listens: events and logs."""
+"""The routes that may go on for as long as the client listens: events, logs and progress."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -13,6 +13,8 @@ from sagectl.api import views
 from sagectl.api.engines import one
 from sagectl.api.reply import encode, reply
 from sagectl.api.routes import Call, shorten
+from sagectl.core.engine import Engine
+from sagectl.daemon import following
 from sagectl.errors import MalformedRequest
 from sagectl.system import logfiles
 from sagectl.system.journal import Journal, Lost, Subscription
@@ -69,13 +71,26 @@ async def _send_events(
         blocks.append(b"id: %d\n\n" % position)
     with journal.subscribe(position, engine) as subscription:
         await response.write(b"".join(blocks))
-        async with aclosing(_with_heartbeat(subscription, call.service.limits.heartbeat)) as feed:
+        await _send(call, response, _event_blocks(subscription))
+
+
+async def _event_blocks(subscription: Subscription) -> AsyncGenerator[bytes, None]:
+    async for entry in subscription:
+        yield _block(views.lost_json(entry.count) if isinstance(entry, Lost) else views.event_json(entry))
+
+
+async def _send(call: Call, response: web.StreamResponse, blocks: AsyncGenerator[bytes, None]) -> None:
+    """Write what comes, and a comment where nothing does for long."""
+    async with aclosing(blocks), aclosing(_with_heartbeat(blocks, call.service.limits.heartbeat)) as feed:
+        with suppress(ConnectionResetError):  # the client left, which the server may hear of only later
             async for block in feed:
                 await response.write(block)
 
 
-async def _with_heartbeat(subscription: Subscription, interval: float) -> AsyncGenerator[bytes, None]:
-    upcoming = asyncio.ensure_future(anext(subscription))
+async def _with_heartbeat(
+    blocks: AsyncGenerator[bytes, None], interval: float
+) -> AsyncGenerator[bytes, None]:
+    upcoming = asyncio.ensure_future(anext(blocks))
     try:
         while True:
             await asyncio.wait({upcoming}, timeout=interval)
@@ -83,15 +98,39 @@ async def _with_heartbeat(subscription: Subscription, interval: float) -> AsyncG
                 yield b": still here\n\n"
                 continue
             try:
-                entry = upcoming.result()
+                block = upcoming.result()
             except StopAsyncIteration:
                 return
-            yield _block(views.lost_json(entry.count) if isinstance(entry, Lost) else views.event_json(entry))
-            upcoming = asyncio.ensure_future(anext(subscription))
+            yield block
+            upcoming = asyncio.ensure_future(anext(blocks))
     finally:
         upcoming.cancel()
         with suppress(asyncio.CancelledError, StopAsyncIteration):
             await upcoming
+
+
+async def progress(call: Call) -> web.StreamResponse:
+    """GET engines/{id}/progress: as it is, or with `follow` server-sent events until the job is down."""
+    engine = one(call)
+    control = call.service.control
+    if not call.query.get("follow", False):
+        return reply(views.progress_json(engine, await control.progress(engine)))
+    response = web.StreamResponse(headers=_EVENT_HEADERS)
+    if call.head:
+        return response
+    with call.service.long_request():
+        await call.begin(response)
+        await _send(call, response, _progress_blocks(following.follow(control, engine)))
+    return response
+
+
+async def _progress_blocks(
+    told: AsyncGenerator[tuple[Engine, Mapping[str, Any] | None], None],
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(told):
+        async for engine, found in told:
+            yield b"event: progress\ndata: " + encode(views.progress_json(engine, found)) + b"\n"
+    yield b"event: end\ndata: {}\n\n"
 
 
 def _block(event: dict[str, object]) -> bytes:

@@ -13,11 +13,13 @@ _ENGINE = f"{_ENGINES}/{{id}}"
 _WAIT = Param("wait", "number", "seconds to wait, at most, for it to be so", 86400)
 _DRAIN = Param("drain", "number", "seconds that requests in flight may take, instead of its own", 86400)
 _AGAIN = Param("again", "boolean", "run a completed job anew")
+_MODEL = Param("model", "name", "only the model of this name; default: all that it took in")
 _PORT = Param("port", "integer", "only the engine that holds this port", 65535)
 _FOLLOW = Param("follow", "boolean", "go on with what comes")
 _LINES = Param("tail", "integer", "only the last lines, this many", 1_000_000)
 _EVENTS = Param("tail", "integer", "the newest events, this many", 10_000)
 _OF_ENGINE = Param("engine", "name", "only of this engine")
+_POINTS = Param("points", "integer", "so many steps at most, spread over all of them", 10_000)
 _LAST_EVENT = Param("Last-Event-ID", "integer", "go on after this event", 10**18 - 1, place="header")
 _DRY_RUN = Param("dry_run", "boolean", "only say what would change")
 _RESTART = Param("restart", "boolean", "0: mark engines as needing a restart instead of restarting them")
@@ -120,6 +122,13 @@ ROUTES = (
     _verb("restart", engines.acting(engines.restart), "Stop and start it", _WAIT, errors=(409, 503)),
     _verb("reset-failed", engines.changing(engines.reset_failed), "Forget failures and the start limit"),
     _verb(
+        "unload",
+        engines.changing(engines.unload),
+        "Take out a model that it took in while it ran",
+        _MODEL,
+        errors=(409,),
+    ),
+    _verb(
         "enable",
         engines.changing(engines.enable),
         "Start it with the daemon",
@@ -153,9 +162,20 @@ ROUTES = (
     Route(
         "GET",
         f"{_ENGINE}/progress",
-        engines.progress,
+        streams.progress,
         "How far a job is",
         {200: "EngineProgress"},
+        params=(_FOLLOW,),
+        errors=(409, 503),
+        events=True,
+    ),
+    Route(
+        "GET",
+        f"{_ENGINE}/history",
+        engines.history,
+        "The steps that a job did",
+        {200: "EngineHistory"},
+        params=(_POINTS,),
         errors=(409,),
     ),
     Route(

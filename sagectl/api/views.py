@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from sagectl.plugin import ExitStatus, Mode, Probes
 
 if TYPE_CHECKING:
     from sagectl.system.journal import Entry
+
+_YEAR_3000 = 32_503_680_000
 
 
 def engine_json(
@@ -65,7 +68,8 @@ def engine_json(
         "since": rfc3339(engine.since_wall) if engine.since_wall else None,
         "started_at": rfc3339(process.started_wall) if process else None,
         **_trouble(engine),
-        "serves": list(engine.plan.served_models) if engine.plan else [],
+        "serves": _serves(engine),
+        "serving": _serving(engine),
         "log_path": log_path,
     }
 
@@ -77,6 +81,26 @@ def _trouble(engine: Engine) -> dict[str, Any]:
         "diagnosis": _diagnosis(engine),
         "waiting_for": list(engine.waiting_for),
         "blocked": engine.sub is Sub.QUEUED and engine.blocked,
+    }
+
+
+def _serves(engine: Engine) -> list[str]:
+    """Names of models; what it took in is told only while it has it."""
+    own = engine.plan.served_models if engine.plan else ()
+    loaded = (model.name for model in engine.loaded if model.generation == engine.generation)
+    return [*own, *(loaded if engine.state is State.ACTIVE else ())]
+
+
+def _serving(engine: Engine) -> dict[str, Any] | None:
+    found = engine.serving
+    if found is None:
+        return None
+    return {
+        "name": found.successor.name,
+        "model": found.successor.model,
+        "phase": found.phase.value,
+        "engine": found.engine or None,
+        "text": found.text,
     }
 
 
@@ -127,6 +151,23 @@ def healthy(engine: Engine) -> bool | None:
 def has_progress(engine: Engine) -> bool:
     """Is it a job, and has it run?"""
     return engine.spec.mode is Mode.RUN and engine.plan is not None
+
+
+def progress_json(engine: Engine, progress: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How far a job is."""
+    return {
+        "engine_id": engine.id,
+        "name": engine.name,
+        "state": engine.state.value,
+        "substate": engine.substate,
+        "progress": progress,
+    }
+
+
+def point_json(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A step of a job's past. A time that is none is left out: the job wrote it."""
+    at = point["at"]
+    return {**point, "at": rfc3339(at) if at is not None and 0 <= at < _YEAR_3000 else None}
 
 
 def event_json(entry: Entry) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sagectl.cli.definition import WordsAfterDashes, body, definition_options
 from sagectl.cli.follow import logs_verb
 from sagectl.cli.lifecycle import stop_verb, wait_options
 from sagectl.cli.look import print_list, status_verb
-from sagectl.cli.session import Session, json_option, pass_session
+from sagectl.cli.session import Session, engine_names, json_option, pass_session
 from sagectl.cli.training import taken, training_options
 from sagectl.cli.verdict import Goal
 from sagectl.cli.wait import follow_up, newest_event
@@ -77,6 +77,26 @@ def engine_list(session: Session) -> int:
       sagectl engine list
     """
     return print_list(session, ids=True)
+
+
+@engine_verb.command("unload", short_help="Take out a model that an engine took in while it ran.")
+@click.argument("name", shell_complete=engine_names)
+@click.argument("model", required=False)
+@json_option
+@pass_session
+def engine_unload(session: Session, name: str, model: str | None) -> int:
+    """Take a model out that an engine took in while it ran (`fine-tune --serve-as`); all where none is named.
+
+    \b
+      sagectl engine unload chat support
+    """
+    engines = session.client.unload(name, model=model)
+    if session.json:
+        session.dump({"engines": engines})
+    else:
+        for engine in engines:
+            session.out(f"{engine['name']}: serves {', '.join(engine['serves']) or 'nothing'}")
+    return exits.OK
 
 
 @engine_verb.command("prune", short_help="Forget transient engines that are down.")

@@ -5,27 +5,26 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sagectl import errors
 from sagectl.cli import exits, progress, render
+from sagectl.cli.curve import Curve
 from sagectl.cli.excerpt import failure_details
 from sagectl.cli.live import INTERVAL, Live
 from sagectl.cli.session import Session
 
 if TYPE_CHECKING:
-    from sagectl.client import Engine
+    from sagectl.client import Engine, EngineProgress, Serving, Step
 
 LOOK = 1.0
-"""Seconds between two readings of a job."""
+"""Seconds between two readings of a job that tells nothing by itself."""
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines that tell of progress alone."""
 PATIENCE = 60.0
 """Seconds for which a daemon that went away is waited for."""
-LOSSES = 40
-"""Columns of the sparkline."""
 
 
 class Follow:
@@ -44,23 +43,26 @@ class Follow:
         self._style = render.stderr()
         terminal = self._style.width is not None and not session.json
         self._live = Live(unicode=self._style.unicode) if terminal else None
-        self._inbox: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        self._losses: deque[float] = deque(maxlen=LOSSES)
-        self._measured: float = -1.0
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams = False
+        """Its progress comes by itself."""
+        self._streamable = True
+        self._losses = Curve()
         self._heard = True
+        self._read_at = 0.0
+        self._known_at = time.monotonic()
         self._said, self._said_state, self._said_at = "", "", 0.0
         self._absent_since: float | None = None
 
     def run(self) -> int:
         """Show how the job goes on; 0 where it completed, 1 where it failed, 3 where it was stopped."""
         threading.Thread(target=self._read_events, daemon=True).start()
-        read_at = 0.0
+        self._losses = Curve(self._past())
         try:
             while True:
-                if time.monotonic() - read_at >= LOOK or self._heard:
+                if self._heard or not (self._streams or time.monotonic() - self._read_at < LOOK):
                     self._heard = False
                     self._read()
-                    read_at = time.monotonic()
                     code = self._verdict()
                     if code is not None:
                         return code
@@ -75,43 +77,79 @@ class Follow:
 
     # --- reading ---
 
+    def _past(self) -> list[Step]:
+        if self._live is None:
+            return []
+        try:
+            return self._session.client.history(self._engine["engine_id"])
+        except errors.SagectlError:
+            return []  # an older daemon, or none: what comes is shown all the same
+
     def _read(self) -> None:
+        now = self._read_at = time.monotonic()
         try:
             self._engine = self._session.client.engine(self._engine["engine_id"])
         except errors.NoDaemon:
-            now = time.monotonic()
             if self._absent_since is None:
                 self._absent_since = now
                 self._note("The daemon went away; the job goes on without it. Waiting for it to come back.")
             elif now - self._absent_since > PATIENCE:
                 raise
             return
-        self._absent_since = None
+        self._absent_since, self._known_at = None, now
+        self._measure()
+        if self._streamable and not self._streams:
+            self._streams = True
+            threading.Thread(target=self._read_progress, daemon=True).start()
+
+    def _measure(self) -> None:
         found = self._engine["progress"]
         loss = progress.loss(self._engine)
-        if found and loss is not None and found["done"] != self._measured:
-            self._measured = found["done"]
-            self._losses.append(loss)
+        if found and loss is not None:
+            self._losses.add(found["done"], loss)
+
+    def _receive(self, seconds: float) -> None:
+        try:
+            self._inbox.get(timeout=seconds)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    # --- what comes by itself: a thread for each stream, which only fills the inbox ---
 
     def _read_events(self) -> None:
         try:
             for event in self._session.client.events(follow=True, last_event_id=self._since):
                 if event["engine_id"] == self._engine["engine_id"] or event["kind"] == "lost":
                     text = event["text"] if event["level"] in ("warning", "error") else ""
-                    self._inbox.put((event["level"], render.clean(text)))
+                    self._inbox.put(partial(self._hear_event, event["level"], render.clean(text)))
         except (errors.SagectlError, OSError):
-            return  # the job is read again every second anyway
+            return  # its progress tells of its end, too
 
-    def _receive(self, seconds: float) -> None:
+    def _hear_event(self, level: str, text: str) -> None:
+        self._heard = True
+        if text and not self._session.json:
+            self._note(f"{self._engine['name']}: {text}", "red" if level == "error" else "yellow")
+
+    def _read_progress(self) -> None:
+        streamable = True
         try:
-            level, text = self._inbox.get(timeout=seconds)
-            while True:
-                self._heard = True
-                if text and not self._session.json:
-                    self._note(f"{self._engine['name']}: {text}", "red" if level == "error" else "yellow")
-                level, text = self._inbox.get_nowait()
-        except queue.Empty:
-            return
+            for told in self._session.client.follow_progress(self._engine["engine_id"]):
+                self._inbox.put(partial(self._hear_progress, told))
+        except (errors.UnknownRoute, errors.MalformedRequest):
+            streamable = False  # an older daemon
+        except (errors.SagectlError, OSError):
+            pass  # until the daemon is back, or has room, the job is read again and again
+        self._inbox.put(partial(self._lose_progress, streamable))
+
+    def _hear_progress(self, told: EngineProgress) -> None:
+        self._engine["progress"] = told["progress"]
+        self._heard |= told["state"] != self._engine["state"]
+        self._measure()
+
+    def _lose_progress(self, streamable: bool) -> None:
+        self._streams, self._streamable = False, streamable
 
     # --- the end ---
 
@@ -125,6 +163,8 @@ class Follow:
             return exits.FAILURE
         if state != "inactive":
             return None
+        if substate == "completed" and engine["serving"] is not None:
+            return self._served(engine["serving"])
         if substate == "completed":
             self._end("green", f"the result is in {self._output}" if self._output else "")
             return exits.OK
@@ -134,6 +174,15 @@ class Follow:
         self._end("yellow", f"{done + '; ' if done else ''}`sagectl start {engine['name']}` goes on")
         return exits.NOT_ACTIVE
 
+    def _served(self, serving: Serving) -> int | None:
+        """The end of a job whose result is to be served; None while that is under way."""
+        if serving["phase"] == "pending":
+            return None
+        well = serving["phase"] == "served"
+        where = f"; the result is in {serving['model']}"
+        self._end("green" if well else "red", serving["text"] + where)
+        return exits.OK if well else exits.FAILURE
+
     def _end(self, look: str, text: str) -> None:
         self._clear()
         engine = self._engine
@@ -141,6 +190,8 @@ class Follow:
             self._session.dump_line(engine)
             return
         state = self._style.paint(render.state_of(engine), look)
+        if self._live and (drawn := self._losses.drawn(self._width() - 6, unicode=self._style.unicode)):
+            self._session.note(f"loss {drawn}")
         self._session.note(f"{engine['name']}: {state}" + (f": {render.clean(text)}" if text else ""))
 
     def _leave(self) -> None:
@@ -180,13 +231,14 @@ class Follow:
 
     def _picture(self, frame: str) -> Iterator[str]:
         engine, style = self._engine, self._style
-        width = (style.width or 80) - 1
+        width = self._width()
 
         def fitted(text: str, look: str = "") -> str:
             return style.paint(render.cut(text, width, unicode=style.unicode), look)
 
         up = engine["uptime_seconds"]
-        state = f" {render.duration(round(up))}" if up is not None else ""
+        since = time.monotonic() - self._known_at
+        state = f" {render.duration(round(up + since))}" if up is not None else ""
         reason = f": {render.clean(engine['reason'])}" if engine["reason"] else ""
         yield fitted(
             f"{frame} {engine['name']}: {engine['substate']}{state}{reason}", render.state_colour(engine)
@@ -198,9 +250,11 @@ class Follow:
         yield fitted("  " + " ".join(part for part in (drawn, progress.headline(found)) if part))
         if told := progress.details(found):
             yield fitted(f"  {told}", "dim")
-        if len(self._losses) > 1:
-            sparks = progress.sparkline(list(self._losses)[-max(4, width - 30) :], unicode=style.unicode)
-            yield fitted(f"  loss {self._losses[0]:.4g} {sparks} {self._losses[-1]:.4g}")
+        if drawn := self._losses.drawn(width - len("  loss "), unicode=style.unicode):
+            yield fitted(f"  loss {drawn}")
+
+    def _width(self) -> int:
+        return (self._style.width or 80) - 1
 
     def _note(self, text: str, look: str = "") -> None:
         self._clear()

@@ -99,6 +99,9 @@ def print_list(session: Session, *, ids: bool) -> int:
     return exits.OK
 
 
+_INDENT = 18
+"""Columns before a property's value."""
+_WIDTH = 80
 _NO_ENGINES = "No engines. Add one to the configuration, or try `sagectl run MODEL`."
 
 
@@ -200,7 +203,7 @@ def _detail(session: Session, engine: Engine, style: render.Style, lines: int) -
     title = " ".join(word for word in (engine["engine_kind"], engine["model_id"] or "") if word)
     name = style.paint(engine["name"], "bold")
     yield f"{style.state(engine, style.dot)} {name} - {render.clean(title)}"
-    yield from render.properties(_facts(engine, style), style, indent=4)
+    yield from render.properties(_facts(session, engine, style), style, indent=4)
     if lines > 0:
         from sagectl.cli.excerpt import log_excerpt
 
@@ -208,7 +211,7 @@ def _detail(session: Session, engine: Engine, style: render.Style, lines: int) -
         yield from ["", *excerpt] if excerpt else []
 
 
-def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
+def _facts(session: Session, engine: Engine, style: render.Style) -> list[tuple[str, str]]:
     since = render.ago(engine["since"])
     state = style.state(engine) + (f" since {since}" if since else "")
     diagnosis = engine["diagnosis"] or {}
@@ -221,7 +224,7 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
         ("What to do", render.clean(diagnosis.get("remedy", ""))),
         ("Waits for", ", ".join(engine["waiting_for"])),
         ("Wanted", _wanted(engine)),
-        *_progress(engine, style),
+        *_progress(session, engine, style),
         ("Address", _address(engine)),
         ("Serves", ", ".join(engine["serves"])),
         ("PID", _pid(engine)),
@@ -234,12 +237,19 @@ def _facts(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
     ]
 
 
-def _progress(engine: Engine, style: render.Style) -> list[tuple[str, str]]:
+def _progress(session: Session, engine: Engine, style: render.Style) -> list[tuple[str, str]]:
     if not engine["progress"]:
         return []
+    from sagectl.cli.curve import Curve
     from sagectl.cli.progress import lines
 
-    return several("Progress", lines(engine, style))
+    found = several("Progress", lines(engine, style))
+    try:
+        steps = session.client.history(engine["engine_id"])
+    except (errors.UnknownRoute, errors.UnknownEngine):  # an older daemon; forgotten meanwhile
+        return found
+    columns = (style.width or _WIDTH) - _INDENT
+    return [*found, ("Loss", Curve(steps).drawn(columns, unicode=style.unicode))]
 
 
 def several(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -17,6 +17,11 @@ SPARKS = "▁▂▃▄▅▆▇█"
 PLAIN_SPARKS = "_.-=+*#@"
 _APART = ("phase", "event")
 """Details that stand in a place of their own."""
+_FIRST = (
+    *("epoch", "loss", "eval_loss", "learning_rate", "tokens_per_second", "trained_tokens", "memory_gb"),
+    "grad_norm",
+)
+"""Details that people look for, before others: a terminal may cut the rest off."""
 _TRAINING = "training"
 
 
@@ -86,9 +91,8 @@ def sparkline(values: Sequence[float], *, unicode: bool) -> str:
 def details(progress: Mapping[str, Any]) -> str:
     """`epoch 0.42, loss 1.234, learning rate 9.1e-05, 1,234 tokens/s`."""
     found = progress.get("details") or {}
-    return ", ".join(
-        _detail(key, value) for key, value in found.items() if value is not None and key not in _APART
-    )
+    keys = [*(key for key in _FIRST if key in found), *(key for key in found if key not in _FIRST)]
+    return ", ".join(_detail(key, found[key]) for key in keys if found[key] is not None and key not in _APART)
 
 
 def lines(engine: Engine, style: render.Style) -> list[str]:
@@ -112,7 +116,12 @@ def lines(engine: Engine, style: render.Style) -> list[str]:
 
 def loss(engine: Engine) -> float | None:
     """The newest loss; NaN where it is no number; None where there is none."""
-    found = ((engine["progress"] or {}).get("details") or {}).get("loss")
+    return loss_of((engine["progress"] or {}).get("details") or {})
+
+
+def loss_of(figures: Mapping[str, Any]) -> float | None:
+    """The loss among a step's figures, likewise."""
+    found = figures.get("loss")
     if found is None or isinstance(found, bool):
         return None
     try:

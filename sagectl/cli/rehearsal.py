@@ -8,7 +8,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sagectl import errors
@@ -16,19 +16,13 @@ from sagectl.cli import exits, render
 from sagectl.cli.session import Session, error_json
 
 if TYPE_CHECKING:
+    from sagectl.cli.estimate import Card, Fit
     from sagectl.core.engine import EngineSpec
-    from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryEstimate, Refusal
+    from sagectl.plugin import EngineKind, EngineRequest, Facts, LaunchPlan, MemoryEstimate, Refusal, Shape
 
 REFUSED = 65
 """How the trainer ends where data or options are no good."""
-SHOWN = 10
-"""Entries of a list that are shown."""
 LAST_LINES = 15
-_LABELS = {
-    "tokens_trained": "Tokens trained",
-    "bad_rows": "Bad rows",
-    "longest": "Longest rows",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +46,11 @@ def rehearse(session: Session, definition: dict[str, Any]) -> int:
         if not session.json:
             session.note("Looking at model and data; nothing is trained …")
         facts = _gather(kind, request, spec)
-        found = _rehearsed(kind, request, facts, spec)
+        found, fits = _placed(session, _rehearsed(kind, request, facts, spec))
     if session.json:
-        session.dump(_json(session, definition, found))
+        session.dump(_json(definition, found, fits))
     else:
-        session.out(_words(session, definition, found, render.stdout()))
+        session.out(_words(definition, found, fits, render.stdout()))
         if found.refusal is not None:
             session.complain(found.refusal)
     return exits.OK if found.refusal is None else exits.FAILURE
@@ -150,14 +144,25 @@ def _run(plan: LaunchPlan, spec: EngineSpec, scratch: str) -> Mapping[str, Any] 
         )
     except OSError as error:
         return errors.Conflict(f"{plan.argv[0]} cannot be run: {error.strerror}")
-    report = _last_object(done.stdout) if done.returncode == 0 else None
-    if report is not None:
+    report = _last_object(done.stdout)
+    if report is not None and done.returncode == 0:
         return report
+    if report is not None and done.returncode == REFUSED and "refused" in report:
+        return _refused_by(report)
     said = [line for line in done.stderr.splitlines() if line.strip()][-LAST_LINES:]
     if done.returncode == REFUSED and said:
         return _in_the_trainers_words(said)
     facts = {"arithmetic": [render.clean(line) for line in said]}
     return errors.Conflict(f"the trainer's dry run ended with {done.returncode}", facts=facts)
+
+
+def _refused_by(report: Mapping[str, Any]) -> errors.SagectlError:
+    because = [render.clean(str(line)) for line in report.get("because") or ()]
+    return errors.Unplaceable(
+        render.clean(str(report["refused"])),
+        remedy=render.clean(str(report.get("remedy", ""))),
+        facts={"arithmetic": because} if because else {},
+    )
 
 
 def _in_the_trainers_words(said: Sequence[str]) -> errors.SagectlError:
@@ -197,19 +202,58 @@ def _last_object(text: str) -> Mapping[str, Any] | None:
     return None
 
 
-# --- showing -------------------------------------------------------------------------------------
+# --- what comes of it ----------------------------------------------------------------------------
 
 
 def _on_gpu(memory: MemoryEstimate | None) -> bool:
     return memory is not None and bool(memory.shapes) and bool(memory.shapes[0].ranks)
 
 
-def _json(session: Session, definition: dict[str, Any], found: Rehearsed) -> dict[str, Any]:
-    from sagectl.cli.estimate import as_json, cards, fit_on
+def _placed(session: Session, found: Rehearsed) -> tuple[Rehearsed, list[Fit]]:
+    """Where the job's memory fits; refused where it fits on no GPU, not even on an empty one."""
+    from sagectl.cli.estimate import KEPT_FREE, cards, fit_on
+
+    memory = found.memory
+    if memory is None or not _on_gpu(memory):
+        return found, []
+    known = cards(session, ())
+    if known[0].count is not None and ((found.report or {}).get("time") or {}).get("device") == "cpu":
+        # There are GPUs, and nobody knows yet how fast they are.
+        found = replace(found, report={**(found.report or {}), "time": None})
+    fits = [fit_on(card, memory) for card in known]
+    empty = [
+        replace(card, free=max(card.free, card.total - KEPT_FREE), count=_as_large(card, known))
+        for card in known
+    ]
+    if found.refusal is not None or any(fit_on(card, memory).shape for card in empty):
+        return found, fits
+    return replace(found, refusal=_too_large(memory.shapes[0], empty)), fits
+
+
+def _too_large(shape: Shape, empty: Sequence[Card]) -> errors.SagectlError:
+    from sagectl.core.sizes import gib
+
+    wanted, needed, largest = len(shape.ranks), max(shape.sizes), max(card.free for card in empty)
+    if needed <= largest:
+        return errors.Unplaceable(
+            f"it wants {wanted} GPUs with {gib(needed)} each, and there are not so many here",
+            remedy="set `gpus` to fewer",
+        )
+    return errors.Unplaceable(
+        f"it needs {gib(needed)} of GPU memory, and no GPU has more than {gib(largest)} of it",
+        remedy='take less at once (batch_size, max_length), method = "qlora", or a smaller base model',
+    )
+
+
+def _as_large(card: Card, known: Sequence[Card]) -> int | None:
+    return None if card.count is None else sum(other.total >= card.total for other in known)
+
+
+def _json(definition: dict[str, Any], found: Rehearsed, fits: Sequence[Fit]) -> dict[str, Any]:
+    from sagectl.cli.estimate import as_json
 
     memory = None
     if found.memory is not None and _on_gpu(found.memory):
-        fits = [fit_on(card, found.memory) for card in cards(session, ())]
         memory = as_json(definition["model"], definition["kind"], found.memory, fits)
     return {
         "ok": found.refusal is None,
@@ -220,10 +264,12 @@ def _json(session: Session, definition: dict[str, Any], found: Rehearsed) -> dic
 
 
 def _words(
-    session: Session, definition: dict[str, Any], found: Rehearsed, style: render.Style
+    definition: dict[str, Any], found: Rehearsed, fits: Sequence[Fit], style: render.Style
 ) -> Iterable[str]:
+    from sagectl.cli.rehearsed import properties
+
     if found.report is not None:
-        yield from render.properties(list(_report(found.report)), style)
+        yield from render.properties(properties(found.report), style)
     memory = found.memory
     if memory is None:
         return
@@ -232,44 +278,8 @@ def _words(
     if not _on_gpu(memory):
         yield from (f"{style.dot} {render.clean(note)}" for note in memory.notes)
         return
-    from sagectl.cli.estimate import cards, fit_on, in_words
+    from sagectl.cli.estimate import in_words
 
-    fits = [fit_on(card, memory) for card in cards(session, ())]
     yield from in_words(definition["model"], definition["kind"], memory, fits, style)
-
-
-def _report(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """The trainer's report as properties; its keys are its own."""
-    for key, value in report.items():
-        name = _LABELS.get(key) or render.clean(key.replace("_", " ")).capitalize()
-        lines = _entries(value) if isinstance(value, list) else [_value(value)]
-        yield from (("" if place else name, line) for place, line in enumerate(lines) if line)
-    trained, tokens = report.get("tokens_trained"), report.get("tokens")
-    if isinstance(trained, int) and isinstance(tokens, int) and tokens:
-        yield "Loss on", f"{100 * trained / tokens:.1f}% of the tokens"
-
-
-def _entries(values: Sequence[Any]) -> list[str]:
-    lines = [_value(value) for value in values[:SHOWN]]
-    return [*lines, f"and {len(values) - SHOWN:,} more"] if len(values) > SHOWN else lines or ["none"]
-
-
-def _value(value: Any) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:,.4g}"
-        case {"file": file, "row": row, "reason": reason}:
-            return render.clean(f"{file}:{row}: {reason}")
-        case dict():
-            return ", ".join(
-                f"{render.clean(str(k)).replace('_', ' ')} {_value(v)}" for k, v in value.items()
-            )
-        case list():
-            return ", ".join(_entries(value))
-    return render.clean(str(value))
+    if found.refusal is None and not any(fit.shape for fit in fits):
+        yield style.paint(f"{style.dot} no GPU has that much free now: the job would wait", "yellow")

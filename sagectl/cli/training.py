@@ -30,6 +30,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
     ),
     "learning_rate": (("--learning-rate",), _ABOVE_ZERO, "F", "The highest one (default: 1e-4)."),
     "max_length": (("--max-seq-length", "--max-length"), _COUNT, "N", "Tokens of a row (default: 512)."),
+    "serve_as": (
+        ("--serve-as",), None, "NAME", "Serve the result under this name when it is complete.",
+    ),
+    "skip_bad_rows": (("--skip-bad-rows",), bool, "", "Go on without rows that cannot be used."),
     "policy": (("--policy",), click.Choice(POLICIES), "", "Where no GPU has room (default: queue)."),
 }  # fmt: skip
 """By the configuration's key: names, type, metavar, help."""
@@ -38,7 +42,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
 def training_options(command: CommandT) -> CommandT:
     """The options of `OPTIONS`, each None where it is not given."""
     for key, (names, kind, metavar, text) in reversed(OPTIONS.items()):
-        command = click.option(*names, key, type=kind, metavar=metavar or None, help=text)(command)
+        if kind is bool:
+            command = click.option(*names, key, is_flag=True, default=None, help=text)(command)
+        else:
+            command = click.option(*names, key, type=kind, metavar=metavar or None, help=text)(command)
     return command
 
 

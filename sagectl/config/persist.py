@@ -17,6 +17,7 @@ from sagectl.core.engine import (
     Desired,
     Engine,
     EngineSpec,
+    LoadedModel,
     OnExceed,
     Outcome,
     Priority,
@@ -25,6 +26,8 @@ from sagectl.core.engine import (
     Reservation,
     RestartPolicy,
     RestartWhen,
+    Serving,
+    ServingPhase,
     State,
     StopPolicy,
     Sub,
@@ -41,6 +44,7 @@ from sagectl.plugin import (
     NotifyProbe,
     Probe,
     Probes,
+    Successor,
     TcpProbe,
 )
 
@@ -54,11 +58,9 @@ _PROBES: dict[str, type[Probe]] = {
     "notify": NotifyProbe,
 }
 _PROBE_NAMES = {cls: name for name, cls in _PROBES.items()}
-_SIMPLE = tuple(
-    field.name
-    for field in fields(Engine)
-    if field.name not in ("spec", "plan", "process", "outcome", "diagnosis", "last_exit", "reservation")
-)
+_PARTS = ("process", "outcome", "diagnosis", "last_exit", "reservation")
+_OWN_WAY = ("spec", "plan", "serving", "loaded")
+_SIMPLE = tuple(field.name for field in fields(Engine) if field.name not in (*_PARTS, *_OWN_WAY))
 _T = TypeVar("_T")
 
 
@@ -84,14 +86,20 @@ class _Cache:
 def dump_engine(engine: Engine) -> str:
     """The engine as JSON, for `load_engine`."""
     changing = {name: getattr(engine, name) for name in _SIMPLE}
-    for name in ("process", "outcome", "diagnosis", "last_exit", "reservation"):
+    for name in _PARTS:
         changing[name] = _plain(getattr(engine, name))
+    changing["serving"] = _serving_to_json(engine.serving)
+    changing["loaded"] = [_plain(model) for model in engine.loaded]
     plan = "null" if engine.plan is None else _plan_json(engine.plan)
     return f'{{"v":{VERSION},"spec":{_spec_json(engine.spec)},"plan":{plan},{json.dumps(changing)[1:]}'
 
 
 def _plain(value: Any) -> Any:
     return None if value is None else {name: getattr(value, name) for name in value.__slots__}
+
+
+def _serving_to_json(serving: Serving | None) -> dict[str, Any] | None:
+    return None if serving is None else {**_plain(serving), "successor": _plain(serving.successor)}
 
 
 def spec_to_json(spec: EngineSpec) -> dict[str, Any]:
@@ -126,6 +134,7 @@ def _plan_to_json(plan: LaunchPlan) -> dict[str, Any]:
         "readiness": _probe_to_json(plan.probes.readiness),
         "liveness": _probe_to_json(plan.probes.liveness),
     }
+    values["successor"] = _plain(plan.successor)
     return dict(values)
 
 
@@ -162,6 +171,9 @@ def _engine(values: dict[str, Any], kinds: Mapping[str, EngineKind[Any]]) -> Eng
     values["desired"] = Desired(values["desired"])
     values["state"], values["sub"] = State(values["state"]), Sub(values["sub"])
     values["reservation"] = _reservation(values.get("reservation"))
+    # Engines that were stored by an earlier version have neither.
+    values["serving"] = _serving(values.get("serving"))
+    values["loaded"] = tuple(LoadedModel(**model) for model in values.get("loaded", ()))
     values["starts"] = tuple(values["starts"])
     values["waiting_for"] = tuple(values["waiting_for"])
     return _checked(Engine, values)
@@ -200,6 +212,13 @@ def _reservation(values: dict[str, Any] | None) -> Reservation | None:
     if not len(made.gpu_ids) == len(made.sizes) == len(made.totals):
         raise ValueError("a reservation names as many GPUs as sizes")
     return made
+
+
+def _serving(values: dict[str, Any] | None) -> Serving | None:
+    if values is None:
+        return None
+    successor = Successor(**values["successor"])
+    return Serving(**{**values, "successor": successor, "phase": ServingPhase(values["phase"])})
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -252,6 +271,7 @@ def _plan_from_json(values: dict[str, Any]) -> LaunchPlan:
     probes = values["probes"]
     made = {
         **values,
+        "successor": _made(Successor, values.get("successor")),
         "probes": Probes(
             startup=tuple(probe for one in probes["startup"] if (probe := _probe_from_json(one)) is not None),
             readiness=_probe_from_json(probes["readiness"]),

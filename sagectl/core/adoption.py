@@ -123,4 +123,6 @@ def boot(engine: Engine, spec: EngineSpec, *, autostart: bool) -> Engine:
         restart_count=engine.restart_count, last_exit=engine.last_exit,
         desired=Desired.STOPPED if completed else desired,
         sub=Sub.COMPLETED if completed else Sub.DEAD,
+        serving=engine.serving, loaded=engine.loaded,
+        reason=engine.serving.text if completed and engine.serving else "",
     )  # fmt: skip

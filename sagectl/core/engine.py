@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Mode, Probe
+from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Mode, Probe, Successor
 
 
 class State(StrEnum):
@@ -255,6 +255,44 @@ class Reservation:
         return sum(size for index, size in zip(self.gpu_ids, self.sizes, strict=True) if index == gpu)
 
 
+class ServingPhase(StrEnum):
+    """How far it is with the serving of a job's result."""
+
+    PENDING = "pending"
+    SERVED = "served"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What becomes of a completed job's result.
+
+    engine: by whose name it is, or is to be, served; "" while that is open.
+    text: the same in words, or why it is not served.
+    """
+
+    successor: Successor
+    phase: ServingPhase = ServingPhase.PENDING
+    engine: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that an engine took in while it ran.
+
+    path: absolute; job: the engine id of the job that wrote it, "" for none; generation: of the engine,
+    when it took it in: a later one has to be given it again. edition: how many of this name it had before,
+    in that generation.
+    """
+
+    name: str
+    path: str
+    job: str
+    generation: int
+    edition: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One engine's life so far. Replaced, never changed, and only by the supervisor.
@@ -275,6 +313,8 @@ class Engine:
     queued_since: when it began to wait for GPU memory (monotonic), across daemons; None while it does not.
     disturbances: starts in a row that a neighbour's stop broke.
     held: down, or going down, because the daemon ends, whatever `desired` says.
+    serving: of a job that completed, what becomes of its result; None where nothing is to.
+    loaded: models that it took in beside its own.
     """
 
     id: str
@@ -313,6 +353,8 @@ class Engine:
     memory_wanted: bool = False
     queued_since: float | None = None
     disturbances: int = 0
+    serving: Serving | None = None
+    loaded: tuple[LoadedModel, ...] = ()
     since: float = 0.0
     since_wall: float = 0.0
 

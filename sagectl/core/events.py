@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sagectl.core.engine import EngineSpec, Process, Reservation
+from sagectl.core.engine import EngineSpec, LoadedModel, Process, Reservation, Serving
 from sagectl.plugin import Diagnosis, ExitStatus, LaunchPlan, Refusal
 
 
@@ -294,6 +294,23 @@ class TimerFired:
     timer: Timer
 
 
+# --- Results of jobs -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServingChanged:
+    """It got further with the serving of a job's result."""
+
+    serving: Serving
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsLoaded:
+    """What a running engine has taken in beside its own model, all of it."""
+
+    models: tuple[LoadedModel, ...]
+
+
 # --- After a daemon's restart ------------------------------------------------------------------
 
 
@@ -345,6 +362,8 @@ Event = (
     | GpuFailed
     | TreeStubborn
     | TimerFired
+    | ServingChanged
+    | ModelsLoaded
     | Reattached
     | Vanished
     | Resumed

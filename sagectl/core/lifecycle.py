@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from sagectl.core import events as ev
-from sagectl.core import holding, moves, restart
+from sagectl.core import holding, moves, restart, serving
 from sagectl.core.actions import (
     Action,
     CancelTimer,
@@ -97,6 +97,8 @@ def _dispatch(engine: Engine, event: Event, now: Moment) -> Step:  # noqa: C901 
             return holding.down(engine, event, now)
         case ev.TreeStubborn():
             return _stubborn(engine, event)
+        case ev.ServingChanged() | ev.ModelsLoaded():
+            return serving.step(engine, event)
         case ev.TimerFired():
             return _timer_fired(engine, event, now)
         case ev.Reattached():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sagectl.core import restart
+from sagectl.core import restart, serving
 from sagectl.core.actions import (
     Action,
     AwaitDependencies,
@@ -189,6 +189,7 @@ def settle(engine: Engine, now: Moment) -> Step:
     assert outcome is not None
     assert engine.process is None
     assert not engine.tree_alive
+    plan = engine.plan
     if engine.needs_restart:  # the plan is not that of the present declaration
         engine = replace(engine, plan=None, needs_restart=False)
     if engine.removed:
@@ -199,7 +200,7 @@ def settle(engine: Engine, now: Moment) -> Step:
             engine, state=State.INACTIVE, sub=Sub.COMPLETED, reason="", desired=Desired.STOPPED,
             consecutive_failures=0, unready_starts=0, backoff_step=0,
         )  # fmt: skip
-        return done, (Record("completed", outcome.text), ReleaseShim())
+        return serving.completed(done, plan), (Record("completed", outcome.text), ReleaseShim())
     if engine.desired is Desired.STOPPED or engine.held:
         down = replace(engine, state=State.INACTIVE, sub=Sub.STOPPED, reason=outcome.text)
         return down, (Record("stopped", outcome.text), ReleaseShim())

@@ -17,10 +17,10 @@ from sagectl.config.sections import Origin
 from sagectl.config.units import describe
 from sagectl.core import dependencies
 from sagectl.core import events as ev
-from sagectl.core.engine import Engine, EngineSpec, State, Sub
+from sagectl.core.engine import Engine, EngineSpec, LoadedModel, State, Sub
 from sagectl.core.ledger import Account
 from sagectl.core.reload import ReloadPlan
-from sagectl.daemon import gpu_report
+from sagectl.daemon import gpu_report, history
 from sagectl.daemon.ending import Ending
 from sagectl.daemon.explain import explanation
 from sagectl.daemon.memory import GpuMemory
@@ -85,6 +85,8 @@ class Control:
         self._commit = commit
         self._memory = memory
         self._preflight = preflight
+        self.taken_out: Callable[[Engine, Sequence[LoadedModel]], None] = lambda engine, models: None
+        """Told of models that an engine is not to have any more."""
 
     # --- Finding --------------------------------------------------------------------------------
 
@@ -153,6 +155,24 @@ class Control:
     def reset_failed(self, engine: Engine) -> None:
         """Forget failures and the start limit."""
         self._supervisor.post(engine.id, ev.ResetFailed())
+        self._commit()
+
+    def unload(self, engine: Engine, name: str | None = None) -> None:
+        """Have it serve a model no more that it took in while it ran; all such where `name` is None.
+
+        Raises Conflict where it has none of that name.
+        """
+        models = [model for model in engine.loaded if name in (None, model.name)]
+        if name is not None and not models:
+            names = ", ".join(model.name for model in engine.loaded)
+            raise Conflict(
+                f"{engine.name} has taken in no model {name!r}",
+                remedy=f"it took in {names}" if names else "what it was started with stays in it",
+                facts={"engine": engine.name},
+            )
+        rest = tuple(model for model in engine.loaded if model not in models)
+        self._supervisor.post(engine.id, ev.ModelsLoaded(rest))
+        self.taken_out(engine, models)
         self._commit()
 
     def set_autostart(self, engine: Engine, enabled: bool) -> None:
@@ -402,6 +422,15 @@ class Control:
             "eta_seconds": progress.eta_seconds,
             "details": dict(progress.details),
         }
+
+    async def history(self, engine: Engine, points: int) -> list[dict[str, Any]]:
+        """The steps of a job's past, at most so many; [] where its kind keeps none."""
+        kind = self._kinds.by_name().get(engine.spec.kind)
+        file = engine.plan.history_file if engine.plan else None
+        if kind is None or file is None:
+            return []
+        found = await asyncio.to_thread(history.read, kind, file, points)
+        return [{**point.values, "step": point.step, "at": point.at} for point in found]
 
 
 def _place(origin: Origin | None, kind: str) -> str:

@@ -248,11 +248,12 @@ class Effects:
         event = ev.ProgressMeasured(engine.generation, what is not None, what or "", waiting)
         self._supervisor.post(engine.id, event)
 
-    def _start_probe(self, engine: Engine, action: act.StartProbe) -> None:
+    def target(self, engine: Engine) -> Target:
+        """Where and as whom a planned engine is asked anything."""
         assert engine.plan is not None
         user = account(engine.spec.user)
-        ready = self.said_ready.get(engine.name) == action.generation
-        target = Target(
+        ready = self.said_ready.get(engine.name) == engine.generation
+        return Target(
             host=engine.spec.host,
             port=engine.port,
             env=self._environment(engine, engine.plan.env, user),
@@ -260,11 +261,13 @@ class Effects:
             user=None if user is None else (user.uid, user.gid, user.groups),
             notify_state=lambda: ready,
         )
+
+    def _start_probe(self, engine: Engine, action: act.StartProbe) -> None:
         self.prober.start(
             engine.id,
             action.generation,
             action.role,
-            target,
+            self.target(engine),
             action.probes,
             action.interval,
             action.timeout,

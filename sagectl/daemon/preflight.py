@@ -20,10 +20,13 @@ from sagectl.plugin import (
     EngineRequest,
     Facts,
     LaunchPlan,
+    Loading,
     MemoryEstimate,
     Refusal,
+    can_load,
     estimate,
     further_facts,
+    loading,
 )
 from sagectl.system import ports
 from sagectl.system.facts import FactSource
@@ -173,6 +176,18 @@ class Preflight:
         """The plan and the port of an engine that was checked and given its GPUs."""
         kind = self._kinds[engine.spec.kind]
         return self._planned(kind, *await self._ask(engine, kind, known_port(engine), engine.reservation))
+
+    async def loading(self, engine: Engine, model: str, name: str, edition: int) -> Loading | Refusal:
+        """How an engine that runs takes in one more model under this name.
+
+        Raises: whatever its kind does.
+        """
+        kind, plan = self._kinds.get(engine.spec.kind), engine.plan
+        if kind is None or plan is None or not can_load(kind):
+            return Refusal("it serves only what it was started with", "start another engine")
+        asked = replace(engine, spec=replace(engine.spec, model=model))
+        request, facts = await self._ask(asked, kind, engine.port, engine.reservation)
+        return loading(kind, request, plan, facts, name=name, edition=edition)
 
     async def _ask(
         self,

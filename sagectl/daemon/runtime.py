@@ -32,6 +32,7 @@ from sagectl.daemon.memory import GpuMemory
 from sagectl.daemon.preflight import Preflight
 from sagectl.daemon.reloading import Reloader
 from sagectl.daemon.restore import restore
+from sagectl.daemon.results import Results
 from sagectl.daemon.supervisor import Supervisor
 from sagectl.errors import InvalidConfig, SagectlError
 from sagectl.system import pidfile, plugins, sdnotify
@@ -97,7 +98,7 @@ class Runtime:
         self.ending = Ending(self.supervisor, self.journal, unit)
         inherited = environment.base(os.environ)
         self.memory = self._gpu_memory()
-        self.supervisor.moved = self.memory.changed
+        self.supervisor.watchers.append(self.memory.changed)
         self.preflight = Preflight(
             paths, self.by_name, inherited, self._ports_of_others, self.supervisor.assign_port, self.memory
         )
@@ -125,6 +126,16 @@ class Runtime:
         self.reloader.attach(
             self.control, lambda config: gpu_report.overdrawn(self.memory, config.gpu), self.memory.quiet
         )
+        self.results = Results(
+            self.supervisor,
+            self.journal,
+            self.control,
+            self.preflight.loading,
+            self.effects.target,
+            str(paths.models),
+        )
+        self.supervisor.watchers.append(self.results.moved)
+        self.control.taken_out = self.results.taken_out
 
     def _gpu_memory(self) -> GpuMemory:
         return GpuMemory(
@@ -177,6 +188,7 @@ class Runtime:
         self._own.append(loop.create_task(self._tell_systemd(), name="status"))
         jobs = Jobs(self.supervisor, self.control.progress, self.journal)
         self._own.append(loop.create_task(jobs.run(), name="jobs"))
+        self.results.look_at_all()
         engines = counted(len(list(self.supervisor)), "engine", "engines")
         log.info("ready: %s, socket %s", engines, self.paths.socket)
         sdnotify.ready(self._summary())
@@ -297,6 +309,7 @@ class Runtime:
         return not any(engine.sub is Sub.PREFLIGHT for engine in self.supervisor)
 
     async def _close(self) -> None:
+        await self.results.close()
         await self.effects.close()
         if self.effects.processes is not None:
             await self.effects.processes.close()

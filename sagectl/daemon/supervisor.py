@@ -53,7 +53,7 @@ class Supervisor:
         self._turning = False
         self._changed: dict[str, None] = {}
         self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        self.moved: Callable[[Engine], None] = lambda engine: None
+        self.watchers: list[Callable[[Engine], None]] = []
         """Told of each engine whose state or substate changed."""
 
     # --- Reading --------------------------------------------------------------------------------
@@ -115,7 +115,8 @@ class Supervisor:
         for action in actions:
             self._perform(after, action)
         if (after.state, after.sub) != (before.state, before.sub):
-            self.moved(after)
+            for told in self.watchers:
+                told(after)
             self._journal.record(
                 after.name, after.id, "state", after.reason, "debug", after.state.value, after.substate
             )

@@ -23,12 +23,9 @@ from sagectl.plugin.kind import (
     Probes,
     ProgramFacts,
     ProgramQuery,
-    Progress,
     Refusal,
+    Successor,
     TcpProbe,
-    default_gpus,
-    estimate,
-    further_facts,
     option,
 )
 from sagectl.plugin.memory import (
@@ -43,6 +40,15 @@ from sagectl.plugin.memory import (
     Shape,
     Tensor,
 )
+from sagectl.plugin.optional import (
+    Loading,
+    can_load,
+    default_gpus,
+    estimate,
+    further_facts,
+    loading,
+)
+from sagectl.plugin.progress import Point, Progress, history
 
 __all__ = [
     "KV_CACHE",
@@ -67,10 +73,12 @@ __all__ = [
     "InterpreterFacts",
     "InterpreterQuery",
     "LaunchPlan",
+    "Loading",
     "MemoryEstimate",
     "MemoryPart",
     "Mode",
     "NotifyProbe",
+    "Point",
     "Probe",
     "Probes",
     "ProgramFacts",
@@ -78,12 +86,16 @@ __all__ = [
     "Progress",
     "Refusal",
     "Shape",
+    "Successor",
     "TcpProbe",
     "Tensor",
+    "can_load",
     "default_gpus",
     "estimate",
     "further_facts",
+    "history",
     "hookimpl",
     "hookspec",
+    "loading",
     "option",
 ]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from sagectl.plugin.memory import CheckpointFacts, CheckpointQuery, GpuGrant, MemoryEstimate
+from sagectl.plugin.memory import CheckpointFacts, CheckpointQuery, GpuGrant
+from sagectl.plugin.progress import Progress
 
 OptionsT_co = TypeVar("OptionsT_co", covariant=True)
 OptionsT_contra = TypeVar("OptionsT_contra", contravariant=True)
@@ -250,6 +251,22 @@ class EngineRequest(Generic[OptionsT_co]):
 
 
 @dataclass(frozen=True, slots=True)
+class Successor:
+    """What serves the result of a job that completed.
+
+    name: of the model, as clients ask for it, and of the engine where a new one is made.
+    kind: of the engines that can serve it.
+    model: the absolute path of the result.
+    keys: what else the definition of a new engine says, as JSON's values.
+    """
+
+    name: str
+    kind: str
+    model: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """How to start an engine and how to tell that it works.
 
@@ -259,6 +276,8 @@ class LaunchPlan:
     served_models: names under which clients ask for it.
     progress_file: absolute path of a small file that the engine replaces atomically, given to
         `EngineKind.progress`.
+    successor: what is to serve a job's result when it is complete.
+    history_file: absolute path of a file to which it appends a line for each step, given to `history`.
     notes: what the plan chose and why, shown by `sagectl explain`.
     """
 
@@ -268,6 +287,8 @@ class LaunchPlan:
     probes: Probes = Probes()
     served_models: tuple[str, ...] = ()
     progress_file: str | None = None
+    successor: Successor | None = None
+    history_file: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -339,23 +360,6 @@ class Diagnosis:
     arithmetic: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is.
-
-    Args:
-        done, total: in `unit`; total None where it is not known.
-        eta_seconds: to completion, None where it is not known.
-        details: further figures (loss, learning rate), JSON scalars.
-    """
-
-    done: float
-    total: float | None = None
-    unit: str = "steps"
-    eta_seconds: float | None = None
-    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-
-
 @runtime_checkable
 class EngineKind(Protocol[OptionsT_contra]):
     """An engine kind. Implement it with a plain class; all methods are pure and quick.
@@ -374,8 +378,16 @@ class EngineKind(Protocol[OptionsT_contra]):
     with the answers to the same `facts` before GPUs are chosen, so that `request.grant` is None; `plan` comes
     after that, with the grant. Without it sagectl assumes a small engine and learns from what it measures.
 
+    `loading(request, plan, facts, name, edition) -> Loading | Refusal`: how an engine of this kind that runs
+    by `plan` takes in one more model, `request.model`, under this name. `edition` counts those of that name
+    that its process has had: above 0 there is one, which must go on answering if the new one fails. Without
+    it an engine serves what it was started with.
+
     And `further_facts(request, facts) -> Sequence[FactQuery]`: what else it needs to know, given the answers
     to `facts`, such as where the base of an adapter lies. `estimate` and `plan` get both.
+
+    And `history(text) -> Sequence[Point]`: reads lines of `LaunchPlan.history_file`, a step each; of a file
+    that is too long to be read, it gets some of them.
     """
 
     @property
@@ -408,25 +420,3 @@ class EngineKind(Protocol[OptionsT_contra]):
     def progress(self, text: str) -> Progress | None:
         """Read the contents of `LaunchPlan.progress_file`; None where they say nothing."""
         ...
-
-
-def default_gpus(kind: EngineKind[Any]) -> int:
-    """How many GPUs the kind's engines use where the user says nothing."""
-    found = getattr(kind, "default_gpus", 1)
-    return found if isinstance(found, int) else 1
-
-
-def estimate(
-    kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts
-) -> MemoryEstimate | Refusal | None:
-    """What the kind says of the memory that an engine needs; None where it says nothing."""
-    found = getattr(kind, "estimate", None)
-    answer: MemoryEstimate | Refusal | None = found(request, facts) if callable(found) else None
-    return answer
-
-
-def further_facts(kind: EngineKind[Any], request: EngineRequest[Any], facts: Facts) -> Sequence[FactQuery]:
-    """What else the kind needs to know, given the answers to its first questions."""
-    found = getattr(kind, "further_facts", None)
-    asked: Sequence[FactQuery] = found(request, facts) if callable(found) else ()
-    return asked

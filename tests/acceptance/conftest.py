@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.acceptance.embeddings import DIRECTLY, TEXTS, run_python
 from tests.acceptance.harness import Daemon
+
+PACKAGES = Path(__file__).parent / "packages"
 
 
 @pytest.fixture
@@ -44,3 +48,25 @@ def directly(transformers_python: str, minilm: str) -> dict[str, Any]:
     """Vectors and tokens of TEXTS from sentence-transformers itself."""
     found: dict[str, Any] = run_python(transformers_python, DIRECTLY, given={"model": minilm, "texts": TEXTS})
     return found
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Installs packages into a directory of their own, each once a session; returns the directory."""
+    places: dict[str, str] = {}
+
+    def install(name: str) -> str:
+        if name not in places:
+            places[name] = str(tmp_path_factory.mktemp(name))
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            command += ["--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
+            done = subprocess.run(
+                [*command, "--target", places[name], str(PACKAGES / name)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+        return places[name]
+
+    return install

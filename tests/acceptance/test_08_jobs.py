@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.acceptance.harness import BIN, Daemon, await_end, free_port, kill
-from tests.acceptance.listening import FollowedLog
-
-PACKAGES = Path(__file__).parent / "packages"
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Installs packages into a directory of their own, each once a session; returns the directory."""
-    places: dict[str, str] = {}
-
-    def install(name: str) -> str:
-        if name not in places:
-            places[name] = str(tmp_path_factory.mktemp(name))
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            command += ["--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
-            done = subprocess.run(
-                [*command, "--target", places[name], str(PACKAGES / name)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-        return places[name]
-
-    return install
+from tests.acceptance.listening import PATIENCE, FollowedLog
 
 
 @pytest.fixture
@@ -255,3 +231,34 @@ def test_a_running_job_is_shown_with_its_progress_and_followed_to_its_end(counti
     assert "tally: inactive (completed)" in follower.stderr.read()
     follower.stderr.close()
     assert "numbers" not in counting.cli("list").stdout
+
+
+def test_a_job_is_followed_across_a_daemon_that_is_killed(counting: Daemon) -> None:
+    """Scenario 8.9: `fine-tune --follow` shows a job that holds before its last step; the daemon is killed,
+    another one started, and the job let go on.
+
+    Result: it says that the daemon is away, shows the step that was done meanwhile and ends with the job.
+    The journal has no event for a step.
+    """
+    go = counting.home / "go"
+    counting.configure(job(hold=f'"{go}"', steps=50))
+    counting.start()
+    assert counting.cli("start", "tally").returncode == 0
+    command = [str(BIN / "sagectl"), "--json", "fine-tune", "--follow", "--name", "tally"]
+    follower = subprocess.Popen(command, env=counting.environ, stdout=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+    shown: list[dict[str, Any]] = [{}]
+    while (shown[-1].get("progress") or {}).get("done") != 49:
+        shown.append(json.loads(follower.stdout.readline()))
+    counting.kill()
+    counting.start()
+    told = counting.client.follow_progress("tally")
+    assert (next(told)["progress"] or {})["done"] == 49
+    go.touch()
+    *_, last = told
+    assert (last["substate"], (last["progress"] or {})["done"]) == ("completed", 50)
+    rest = [json.loads(line) for line in follower.stdout]
+    assert follower.wait(PATIENCE) == 0
+    follower.stdout.close()
+    assert rest[-1]["substate"] == "completed"
+    assert len(list(counting.client.events(tail=1000, engine="tally"))) < 20

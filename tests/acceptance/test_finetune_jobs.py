@@ -94,6 +94,10 @@ def test_a_job_is_started_followed_stopped_resumed_and_completed(new_job: Callab
     assert (shown["state"], shown["substate"], shown["last_exit_code"]) == ("inactive", "stopped", 75)
     reached = job.steps[-1]
     assert (job.checkpoints / f"checkpoint-{reached}" / "manifest.json").exists()
+    past = daemon.client.history("tune")
+    assert [step["step"] for step in past] == job.steps
+    assert all(step["loss"] and step["learning_rate"] is not None and step["at"] for step in past)
+    assert "Loss: " in daemon.cli("status", "tune").stdout
     job.start()
     shown = daemon.until_state("tune", "completed", timeout=PATIENCE)
     assert (shown["state"], shown["last_exit_code"], shown["restart_count"]) == ("inactive", 0, 0)
@@ -127,6 +131,7 @@ def test_the_job_outlives_the_daemon_and_its_history_is_whole(new_job: Callable[
     shown = daemon.show("tune")
     assert (shown["pid"], shown["substate"]) == (pid, "running")
     assert (shown["progress"] or {})["done"] >= 10
+    assert [step["step"] for step in daemon.client.history("tune")[:10]] == list(range(1, 11))
     job.await_step(23)
     kill(pid)
     daemon.until("tune", lambda engine: engine["pid"] not in (None, pid), "another process", PATIENCE)

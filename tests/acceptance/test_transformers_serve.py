@@ -178,6 +178,31 @@ def test_a_port_in_use_ends_it_and_is_explained(
     assert f"Port {running.port}" in diagnosis.summary
 
 
+def test_a_directory_is_served_under_another_name(
+    transformers_python: str, starter_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "served" / "earlier").mkdir(parents=True)  # left by a start under another name
+    options = LlmOptions(backend="transformers", threads=1, served_model_name="team/help")
+    asked = a_request(transformers_python, starter_model, tmp_path, options=options)
+    plan = LlmKind().plan(asked, gather(asked))
+    assert isinstance(plan, LaunchPlan), plan
+    assert asked.port is not None
+    running = Server(replace(plan, cwd=str(tmp_path)), asked.port, tmp_path / "log")
+    try:
+        for probe in plan.probes.startup:
+            assert isinstance(probe, HttpProbe)
+            answer = running.wait_for(probe)
+        assert answer == 1
+        status, _ = running.ask("POST", "/v1/completions", json.dumps({"model": NAME, "prompt": "Hello"}))
+        assert status == 400
+        assert running.end() == -signal.SIGTERM
+    finally:
+        running.process.kill()
+        running.process.wait()
+    assert sorted(path.name for path in (tmp_path / "served").rglob("*")) == ["help", "team"]
+    assert (starter_model / "model.safetensors").exists()
+
+
 def test_sigterm_ends_it_cleanly(server: tuple[Server, LaunchPlan]) -> None:
     running, _ = server
     running.wait_for(HttpProbe("/health"))

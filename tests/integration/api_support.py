@@ -161,6 +161,11 @@ class FakeControl:
     def reset_failed(self, e: Engine) -> None:
         self.asked.append(("reset-failed", e.name))
 
+    def unload(self, e: Engine, name: str | None = None) -> None:
+        self.asked.append(("unload", e.name, name))
+        if name is not None:
+            raise Conflict(f"{e.name} has taken in no model {name!r}", remedy="it took in none")
+
     def set_autostart(self, e: Engine, enabled: bool) -> None:
         self.asked.append(("autostart", e.name, enabled))
         self.put(replace(e, spec=replace(e.spec, autostart=enabled)))
@@ -242,6 +247,10 @@ class FakeControl:
 
     async def progress(self, e: Engine) -> dict[str, Any] | None:
         return self.figures
+
+    async def history(self, e: Engine, points: int) -> list[dict[str, Any]]:
+        self.asked.append(("history", e.name, points))
+        return [{"step": 1, "at": 1.7e9, "loss": 2.5}, {"step": 2, "at": None}]
 
     async def reexec(self) -> None:
         self.asked.append(("reexec",))

@@ -55,6 +55,7 @@ def engine(name: str, **properties: Any) -> dict[str, Any]:
         "blocked": False,
         "probed": True,
         "serves": [],
+        "serving": None,
         "log_path": f"/var/log/sagectl/{name}.log",
         **properties,
     }
@@ -100,6 +101,8 @@ class FakeDaemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     script: by (verb, name) the steps that follow; the first is taken by the request itself, one when
         the events are followed, and one after each reading of the engine.
+    told: by name, what a follower of its progress is told; the last one is of an engine that is down. Without
+        it the daemon is one that knows no such streams.
     requests: what was asked, as `"POST engines/id-chat/start?again=1"`.
     """
 
@@ -114,6 +117,8 @@ class FakeDaemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.bodies: list[Any] = []
         self.events: list[dict[str, Any]] = []
         self.logs: dict[str, bytes] = {}
+        self.history: dict[str, list[dict[str, Any]]] = {}
+        self.told: dict[str, list[dict[str, Any]]] = {}
         self.answers: dict[str, tuple[int, Any]] = {}
         self.changed = threading.Condition(threading.RLock())
         self._pending: dict[str, list[dict[str, Any]]] = {}
@@ -237,6 +242,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._unknown(ref)
         if verb == "logs":
             return self._log(found[0]["name"], query)
+        if verb == "history":
+            one = found[0]
+            return self._send(200, {"name": one["name"], "history": self.server.history.get(one["name"], [])})
+        if verb == "progress":
+            return self._progress(found[0])
         if self.command == "GET":
             reply = found[0] if len(found) == 1 else {"engines": found, "group": ref}
             self._send(200, reply)
@@ -247,6 +257,22 @@ class Handler(BaseHTTPRequestHandler):
         for one in found:
             self.server.act(verb, one["name"])
         return self._send(202, {"engines": found})
+
+    def _progress(self, one: dict[str, Any]) -> None:
+        told = self.server.told.get(one["name"])
+        if told is None:
+            return self._problem(400, "malformed_request", "there is no parameter follow here")
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for changes in told:
+            with self.server.changed:
+                one.update(changes)
+            known = {key: one[key] for key in ("engine_id", "name", "state", "substate", "progress")}
+            self.wfile.write(f"event: progress\ndata: {json.dumps(known)}\n\n".encode())
+        self.wfile.write(b"event: end\ndata: {}\n\n")
 
     def _log(self, name: str, query: dict[str, str]) -> None:
         data = self.server.logs.get(name, b"")

@@ -54,12 +54,16 @@ CALLS: list[tuple[str, str, int]] = [
     ("POST", f"{BASE}/engines/bad/reset-failed", 200),
     ("POST", f"{BASE}/engines/chat/enable", 200),
     ("POST", f"{BASE}/engines/chat/disable", 200),
+    ("POST", f"{BASE}/engines/chat/unload", 200),
+    ("POST", f"{BASE}/engines/chat/unload?model=support", 409),
     ("POST", f"{BASE}/engines/bad/forget", 200),
     ("POST", f"{BASE}/engines/chat/forget", 409),
     ("GET", f"{BASE}/engines/chat/logs?tail=1", 200),
     ("GET", f"{BASE}/engines/rep/logs", 409),
     ("GET", f"{BASE}/engines/tune/progress", 200),
     ("GET", f"{BASE}/engines/chat/progress", 200),
+    ("GET", f"{BASE}/engines/tune/history?points=2", 200),
+    ("GET", f"{BASE}/engines/rep/history", 409),
     ("GET", f"{BASE}/engines/chat/explain", 200),
     ("GET", f"{BASE}/engines/chat/definition", 200),
 ]
@@ -133,6 +137,7 @@ async def test_head_has_the_headers_of_get_and_no_body(tmp_path: Path) -> None:
             "/healthz",
             f"{BASE}/engines/chat/logs?follow=1",
             f"{BASE}/events?follow=1",
+            f"{BASE}/engines/tune/progress?follow=1",
             f"{BASE}/x",
         ):
             reply = await served.ask("HEAD", target)

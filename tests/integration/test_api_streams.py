@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sagectl.api.limits import Limits
-from tests.integration.api_support import Served, running, serving
+from sagectl.core.engine import Engine, State, Sub
+from sagectl.plugin import LaunchPlan
+from tests.integration.api_support import Served, job, running, serving
 
 BASE = "/v1/management"
 
@@ -132,6 +134,97 @@ async def test_a_silent_stream_shows_that_it_lives(tmp_path: Path) -> None:
         assert text.startswith(b"id: 1\nevent: reloaded\n")
 
 
+def training(folder: Path, **changes: Any) -> Engine:
+    """A job whose progress file is FOLDER/tune/progress.json."""
+    (folder / "tune").mkdir(exist_ok=True)
+    up = job("tune")
+    plan = LaunchPlan(("/bin/true",), progress_file=str(folder / "tune" / "progress.json"))
+    return replace(up, plan=plan, **changes)
+
+
+def at(done: int) -> dict[str, Any]:
+    return {"done": done, "total": 9, "unit": "steps", "eta_seconds": None, "details": {}}
+
+
+def write(served: Served, folder: Path, done: int) -> None:
+    """What a trainer does at a step."""
+    served.control.figures = at(done)
+    (folder / "tune" / ".new").write_text("{}")
+    os.replace(folder / "tune" / ".new", folder / "tune" / "progress.json")
+
+
+async def test_progress_is_told_at_each_change_until_the_job_is_down(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        one = training(tmp_path)
+        served.control.put(one)
+        journal = served.control.journal
+        async with following(served, f"{BASE}/engines/tune/progress?follow=1") as stream:
+            block = await stream.block()
+            assert block["event"] == "progress"
+            assert (block["data"]["substate"], block["data"]["progress"]) == ("running", None)
+            for done in (1, 2):
+                write(served, tmp_path, done)
+                assert (await stream.block())["data"]["progress"] == at(done)
+            before = journal.last_id
+            served.control.put(replace(one, state=State.INACTIVE, sub=Sub.COMPLETED))
+            journal.record("tune", one.id, "state", "", "debug")
+            assert (await stream.block())["data"]["substate"] == "completed"
+            assert await stream.block() == {"event": "end", "data": {}}
+            assert journal.last_id == before + 1, "progress is none of the journal's events"
+            async with asyncio.timeout(10):
+                assert await stream.reader.readexactly(5) == b"0\r\n\r\n"
+
+
+async def test_a_job_that_runs_fast_is_told_of_now_and_then(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.control.put(training(tmp_path))
+        async with following(served, f"{BASE}/engines/tune/progress?follow=1") as stream:
+            await stream.block()
+            for done in range(1, 501):
+                write(served, tmp_path, done)
+                await asyncio.sleep(0)
+            seen = [0]
+            while seen[-1] < 500:
+                seen.append((await stream.block())["data"]["progress"]["done"])
+            assert len(seen) < 50
+
+
+async def test_the_progress_of_a_queued_job_is_told_once_it_runs(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        one = training(tmp_path)
+        served.control.put(replace(one, state=State.ACTIVATING, sub=Sub.QUEUED, plan=None))
+        async with following(served, f"{BASE}/engines/tune/progress?follow=1") as stream:
+            assert (await stream.block())["data"]["substate"] == "queued"
+            served.control.put(one)
+            served.control.journal.record("tune", one.id, "started", "it runs")
+            assert (await stream.block())["data"]["substate"] == "running"
+            write(served, tmp_path, 3)
+            assert (await stream.block())["data"]["progress"] == at(3)
+
+
+async def test_what_is_down_or_forgotten_has_no_more_to_tell(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        one = training(tmp_path, state=State.FAILED, sub=Sub.EXIT_CODE)
+        served.control.put(one)
+        async with following(served, f"{BASE}/engines/tune/progress?follow=1") as stream:
+            assert (await stream.block())["data"]["state"] == "failed"
+            assert (await stream.block())["event"] == "end"
+        served.control.put(training(tmp_path))
+        async with following(served, f"{BASE}/engines/tune/progress?follow=1") as stream:
+            await stream.block()
+            served.control.held.clear()
+            served.control.journal.record("tune", one.id, "forgotten", "")
+            assert (await stream.block())["event"] == "end"
+
+
+async def test_a_job_that_is_silent_is_followed_with_heartbeats(tmp_path: Path) -> None:
+    async with serving(tmp_path, Limits(heartbeat=0.02)) as served:
+        served.control.put(training(tmp_path))
+        async with following(served, f"{BASE}/engines/tune/progress?follow=1") as stream:
+            await stream.block()
+            assert await stream.chunk() == b": still here\n\n"
+
+
 async def test_many_followers_all_see_everything_in_order(tmp_path: Path) -> None:
     async def texts(served: Served, started: asyncio.Barrier) -> list[str]:
         async with following(served, f"{BASE}/events?follow=1") as stream:
@@ -175,11 +268,15 @@ async def test_a_log_that_does_not_exist_yet_is_waited_for_and_the_headers_are_n
 
 async def test_followers_do_not_leak_descriptors_or_subscriptions(tmp_path: Path) -> None:
     async with serving(tmp_path, replace(Limits(), sweep=0.02)) as served:
-        served.control.put(running("chat"))
+        served.control.put(running("chat"), training(tmp_path))
         (tmp_path / "chat.log").write_bytes(b"x\n")
         before: set[str] | None = None
         for _ in range(3):
-            for target in (f"{BASE}/events?follow=1", f"{BASE}/engines/chat/logs?follow=1"):
+            for target in (
+                f"{BASE}/events?follow=1",
+                f"{BASE}/engines/chat/logs?follow=1",
+                f"{BASE}/engines/tune/progress?follow=1",
+            ):
                 async with following(served, target) as stream:
                     await stream.chunk()
             while served.server.service.long_requests or served.server.door.connections:  # noqa: ASYNC110

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.cli_daemon import FakeDaemon
 from tests.models import config
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,8 @@ class Options:
     dataset: str = option("data")
     output: str = option("result")
     num_epochs: float = option("epochs", default=3.0)
+    gib: int = option("what it needs", default=20)
+    ranks: int = option("on how many GPUs", default=1)
     says: str = option("what the trainer says", default="{}")
 
 class Finetune:
@@ -52,7 +55,8 @@ class Finetune:
             return Refusal(found.error, "download it")
         if request.gpus == 0:
             return MemoryEstimate((Shape(ranks=()),), notes=("it uses no GPU",))
-        return MemoryEstimate((Shape(((MemoryPart("weights", 20 << 30, "as told"),),)),))
+        rank = (MemoryPart("weights", request.options.gib << 30, "told"),)
+        return MemoryEstimate((Shape((rank,) * request.options.ranks),))
     def plan(self, request, facts):
         if not request.options.dataset.endswith(".jsonl"):
             return Refusal("there is no data", "name some", ("1 - 1 = 0",))
@@ -107,7 +111,8 @@ def test_it_shows_the_trainers_report_the_memory_and_where_it_fits(home: Path) -
     done = rehearsed(home, "-o", "env.SEEN=yes")
     assert done.returncode == 0, done.stderr
     out = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    for line in ("Rows: 1,200", "Steps: 75", "Format: messages", "Loss on: 25.0% of the tokens", "Seen: yes"):
+    tokens = "Tokens: 1,000, loss on 250, 25.0% of them"
+    for line in ("Data: 1,200 rows as messages", "Steps: 75", tokens, "Seen: yes"):
         assert line in out
     assert "Bad rows: d.jsonl:1: it has no answer" in out
     assert "d.jsonl:10: it has no answer" in out
@@ -131,6 +136,50 @@ def test_json_has_report_memory_and_refusal(home: Path) -> None:
     assert found["report"] == {**REPORT, "gpus": "", "seen": None}
     assert found["memory"]["needed_gb"] == 20.0
     assert {fit["fits"] for fit in found["memory"]["fits"]} >= {True}
+
+
+def test_a_job_that_fits_on_no_gpu_is_refused_with_all_that_is_known(home: Path) -> None:
+    words = ("-o", "gib=200")
+    done = rehearsed(home, *words)
+    assert done.returncode == 1
+    assert "it needs 200.0 GiB of GPU memory, and no GPU has more than" in done.stderr
+    assert "Steps: 75" in done.stdout
+    found = json.loads(rehearsed(home, *words, "--json").stdout)
+    assert (found["ok"], found["refusal"]["code"]) == (False, "unplaceable")
+    assert found["report"]["steps"] == 75
+    assert {fit["fits"] for fit in found["memory"]["fits"]} == {False}
+
+
+def test_the_gpus_that_a_daemon_has_decide(home: Path) -> None:
+    (home / "run").mkdir()
+    daemon = FakeDaemon(home / "run" / "sagectl.sock")
+    card = {"gpu_id": 0, "name": "L4", "memory_total_gb": 24.0, "memory_free_gb": 3.0, "lost": None}
+    daemon.answers["gpu"] = (200, {"devices": [card]})
+    time = {"seconds": 9.0, "tokens_per_second": 5.0, "job": "a", "device": "cpu", "differs": {}}
+    says = {"report": REPORT | {"time": time}}
+    try:
+        full = rehearsed(home, says=says)
+        assert full.returncode == 0, full.stderr
+        assert "no GPU has that much free now: the job would wait" in full.stdout
+        assert "of training" not in full.stdout, "it says nothing of a GPU how fast the CPU is"
+        several = rehearsed(home, "-o", "ranks=2")
+        assert several.returncode == 1
+        assert "it wants 2 GPUs with 20.0 GiB each, and there are not so many here" in several.stderr
+        card["memory_free_gb"] = 23.0
+        assert "would wait" not in rehearsed(home).stdout
+    finally:
+        daemon.close()
+    if not Path("/dev/nvidiactl").exists():
+        assert "about 9s of training, as a did 5 tokens/s" in rehearsed(home, says=says).stdout
+
+
+def test_a_refusals_reasons_are_all_told(home: Path) -> None:
+    because = [f"d.jsonl:{row}: it has no answer" for row in range(1, 31)]
+    told = {"refused": "30 rows are bad", "remedy": "correct them", "because": because}
+    done = rehearsed(home, says={"code": 65, "report": told, "stderr": "refused: 30 rows are bad"})
+    assert done.returncode == 1
+    assert "30 rows are bad. Correct them" in done.stderr
+    assert all(line in done.stderr for line in because)
 
 
 def test_what_the_trainer_refuses_is_told_in_its_words(home: Path) -> None:

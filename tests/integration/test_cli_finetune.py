@@ -188,7 +188,25 @@ def test_on_a_terminal_it_draws_a_bar_and_a_sparkline(daemon: FakeDaemon) -> Non
     assert re.search(r"█+░+ 62% step 5/8, 3s left", plain)
     assert re.search(r"loss 2 [▁▂▃▄▅▆▇█]{4} 0.5", plain)
     assert all(len(line) < 70 for line in plain.splitlines())
-    assert ESCAPE.sub("", rest) == "mine: inactive (completed)\n"
+    assert re.fullmatch(r"loss 2 [▁▂▃▄▅▆▇█]{4} 0.5\nmine: inactive \(completed\)\n", ESCAPE.sub("", rest))
+
+
+def test_the_sparkline_begins_with_what_was_before(daemon: FakeDaemon) -> None:
+    daemon.engines["mine"] = engine("mine", **training(6))
+    daemon.history["mine"] = [{"step": n, "at": None, "loss": 9.0 - n} for n in range(1, 6)]
+    daemon._pending["mine"] = [training(7, loss=0.25), training(7, loss=0.25), COMPLETED]
+    plain = ESCAPE.sub("", on_a_terminal(daemon, "fine-tune", "--follow", "--name", "mine", columns=70))
+    assert re.search(r"loss 8 █[▁▂▃▄▅▆▇█]{5} 0.25", plain)
+
+
+def test_progress_that_comes_by_itself_is_shown_without_asking(daemon: FakeDaemon) -> None:
+    daemon.engines["mine"] = engine("mine", **training(1, loss=8.0))
+    daemon.told["mine"] = [*(training(n, loss=9.0 - n) for n in range(1, 8)), {**COMPLETED, "progress": None}]
+    plain = ESCAPE.sub("", on_a_terminal(daemon, "fine-tune", "--follow", "--name", "mine", columns=70))
+    assert plain.endswith("mine: inactive (completed)\n")
+    read = [asked for asked in daemon.requests if asked == "GET engines/id-mine"]
+    assert len(read) <= 3, "at the begin, at the end, and once more where it was at its end already"
+    assert sum("progress" in asked for asked in daemon.requests) <= 2
 
 
 # --- a job in the listings -----------------------------------------------------------------------
@@ -205,3 +223,7 @@ def test_list_and_status_show_how_far_it_is(cli: Cli, daemon: FakeDaemon, capsys
     out = capsys.readouterr().out
     assert "Progress: ██████░░░░░░░░░░░░░░░░░░ 25% step 2/8, 6s left\n" in out
     assert "epoch 1, loss 1.5, learning rate 0.0001, 1,500 tokens/s\n" in out
+    assert "Loss:" not in out
+    daemon.history["mine"] = [{"step": n, "at": None, "loss": 3.0 - n} for n in range(3)]
+    assert cli("status", "mine") == 0
+    assert "Loss: 3 █▅▁ 1\n" in capsys.readouterr().out

@@ -70,7 +70,7 @@ def test_a_call_on_a_running_daemon_imports_nothing_heavy(daemon: FakeDaemon, wo
 def test_status_imports_its_own_verbs_alone(daemon: FakeDaemon) -> None:
     ours = {name for name in imported(daemon, "status") if name.startswith("sagectl")}
     assert ours == {
-        *("sagectl", "sagectl.client", "sagectl.errors", "sagectl.unixhttp"),
+        *("sagectl", "sagectl.client", "sagectl.errors", "sagectl.shapes", "sagectl.unixhttp"),
         *("sagectl.cli", "sagectl.cli.exits", "sagectl.cli.look", "sagectl.cli.main"),
         *("sagectl.cli.render", "sagectl.cli.session"),
     }

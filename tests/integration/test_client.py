@@ -20,7 +20,7 @@ import pytest
 from sagectl import errors
 from sagectl.api.server import ApiServer
 from sagectl.client import Client
-from sagectl.core.engine import Sub
+from sagectl.core.engine import State, Sub
 from sagectl.errors import Problem
 from tests.integration.api_support import PLAN, Served, engine, job, running, serving
 
@@ -47,8 +47,24 @@ async def test_the_client_reads_what_the_api_shows(tmp_path: Path) -> None:
         assert (await ask(served, lambda c: c.explain("chat")))["decision"] == "running"
         assert (await ask(served, lambda c: c.definition("chat")))["kind"]["value"] == "exec"
         assert (await ask(served, lambda c: c.progress("tune"))) == served.control.figures
+        steps = await ask(served, lambda c: c.history("tune", points=7))
+        assert served.control.asked == [("history", "tune", 7)]
+        assert steps[0] == {"step": 1, "at": "2023-11-14T22:13:20.000Z", "loss": 2.5}
         assert (await ask(served, Client.openapi))["openapi"] == "3.1.0"
         assert "sagectl_engines" in await ask(served, Client.metrics)
+
+
+async def test_the_client_follows_a_jobs_progress_to_its_end(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.control.put(replace(job("tune"), state=State.FAILED, sub=Sub.EXIT_CODE))
+        [told] = await ask(served, lambda c: list(c.follow_progress("tune")))
+        assert (told["name"], told["state"], told["progress"]) == ("tune", "failed", None)
+        served.control.put(job("tune"))
+        steps = await ask(served, lambda c: c.follow_progress("tune"))
+        assert (await asyncio.to_thread(next, steps))["state"] == "active"
+        served.server.service.end_long_requests()
+        with pytest.raises(errors.NoDaemon):
+            await asyncio.to_thread(next, steps)
 
 
 async def test_the_client_asks_for_what_its_methods_say(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_operations_have_names_of_their_own() -> None:
     ("schema", "typed"),
     [
         ("Engine", client.Engine),
+        ("EngineProgress", client.EngineProgress),
         ("Event", client.Event),
         ("Exit", client.Exit),
         ("ReloadPlan", client.Reload),

@@ -13,6 +13,7 @@ from sagectl.core.engine import (
     Desired,
     Engine,
     EngineSpec,
+    LoadedModel,
     OnExceed,
     Outcome,
     Priority,
@@ -21,6 +22,8 @@ from sagectl.core.engine import (
     Reservation,
     RestartPolicy,
     RestartWhen,
+    Serving,
+    ServingPhase,
     State,
     StopPolicy,
     Sub,
@@ -36,6 +39,7 @@ from sagectl.plugin import (
     NotifyProbe,
     Probe,
     Probes,
+    Successor,
     TcpProbe,
 )
 from tests.unit.sample_kinds import KINDS, ExecOptions, LlmOptions
@@ -73,6 +77,7 @@ SPEC = EngineSpec(
     stop=StopPolicy(1.5, 2.5, 2),
     declared={"idle_stop": None},
 )
+SUCCESSOR = Successor("support", "llm", "/models/support", {"served_model_name": "support"})
 ENGINE = Engine(
     id="engine-00000001",
     spec=SPEC,
@@ -94,6 +99,7 @@ ENGINE = Engine(
         ),
         served_models=("m",),
         progress_file="/p",
+        successor=SUCCESSOR,
         notes=("because",),
     ),
     process=Process(1, 2, "boot", 3.5, 4.5, 6),
@@ -109,6 +115,8 @@ ENGINE = Engine(
     backoff_until=8.0,
     waiting_for=("embed",),
     queued_since=8.5,
+    serving=Serving(SUCCESSOR, ServingPhase.SERVED, "chat", "served as support by the engine chat"),
+    loaded=(LoadedModel("support", "/models/support", "engine-00000003", 3),),
     since=9.0,
     since_wall=10.0,
 )

@@ -73,6 +73,7 @@ def test_a_file_is_read(tmp_path: Path, name: str, content: str, expected: list[
     ("name", "content", "expected"),
     [
         ("a.jsonl", f'{ONE}\n{{"text": \n{TWO}', [(2, "is not JSON: Expecting value at column 10")]),
+        ("a.jsonl", f'{ONE}\n{{"te', [(2, "is not JSON: Unterminated string starting at column 2")]),
         (
             "a.jsonl",
             ONE.encode() + b'\n{"text": "\xff"}\n',

@@ -19,7 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagectl_finetune.data import Row
-from sagectl_finetune.trainer import agreement, checkpoints, exhausted, files, main, notify, ranks, result
+from sagectl_finetune.trainer import (
+    agreement,
+    checkpoints,
+    exhausted,
+    files,
+    main,
+    notify,
+    ranks,
+    result,
+    speeds,
+)
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over, steps_of
 from sagectl_finetune.trainer.records import Records
 from sagectl_finetune.trainer.rows import padded
@@ -505,6 +515,61 @@ def test_each_process_is_told_its_rank_and_where_to_begin(
     assert ranks.is_one()
     assert not ranks.is_first()
     assert ranks.given() == begin
+
+
+# --- speeds ----------------------------------------------------------------------------------------
+
+
+def noted(tmp_path: Path, job: str, tokens: int = 1000, device: str = "cpu", **settings: Any) -> Settings:
+    """A job that completed in ten seconds, and what it was."""
+    one = a_job(tmp_path, job=job, checkpoints=str(tmp_path / "finetuned" / job), **settings)
+    one.directory.mkdir(parents=True, exist_ok=True)
+    speeds.note(one, "base", device, tokens=tokens, steps=9, total=9, seconds=10.0)
+    return one
+
+
+def test_time_is_told_by_the_job_that_is_most_like_it(tmp_path: Path) -> None:
+    like = noted(tmp_path, "like", 2000, batch_size=8)
+    noted(tmp_path, "newer", 500, batch_size=2, max_length=64)
+    asked = replace(like, job="new", checkpoints=str(tmp_path / "finetuned" / "new"), packing=True)
+    found = speeds.expected(asked, "base", 6000)
+    assert found is not None
+    assert (found["job"], found["seconds"], found["tokens_per_second"]) == ("like", 30.0, 200.0)
+    assert found["differs"] == {"packing": False}
+
+
+def test_what_says_nothing_of_a_job_is_not_taken(tmp_path: Path) -> None:
+    one = noted(tmp_path, "one")
+    assert speeds.expected(one, "base", 1) is not None
+    for other in (
+        {"method": "full"},
+        {"stored": "nf4"},
+        {"gpus": 2},
+        {"device": "cuda"},
+        {"checkpoints": str(tmp_path / "elsewhere" / "one")},
+    ):
+        assert speeds.expected(replace(one, **other), "base", 1) is None
+    assert speeds.expected(one, "another base", 1) is None
+    found = json.loads((one.directory / speeds.FILE).read_text())
+    for broken in ("", "[]", "{", json.dumps(found | {"tokens_per_second": 0, "machine": "m"}), "null"):
+        (one.directory / speeds.FILE).write_text(broken)
+        assert speeds.expected(one, "base", 1) is None
+
+
+def test_the_speed_of_a_gpu_is_none_of_the_cpus(tmp_path: Path) -> None:
+    one = noted(tmp_path, "one", device="NVIDIA H200")
+    assert speeds.expected(replace(one, device="cpu"), "base", 1) is None
+    assert speeds.expected(replace(one, device="cuda"), "base", 1) is not None
+
+
+def test_a_session_that_did_too_little_leaves_no_speed(tmp_path: Path) -> None:
+    one = a_job(tmp_path)
+    one.directory.mkdir()
+    for steps, total, tokens in ((4, 9, 10), (0, 3, 10), (9, 9, 0)):
+        speeds.note(one, "base", "cpu", tokens=tokens, steps=steps, total=total, seconds=1.0)
+    assert not (one.directory / speeds.FILE).exists()
+    speeds.note(one, "base", "cpu", tokens=10, steps=3, total=3, seconds=1.0)
+    assert (one.directory / speeds.FILE).exists()
 
 
 RANKS = """

@@ -20,6 +20,7 @@ from sagectl.plugin import (
     InterpreterFacts,
     InterpreterQuery,
     LaunchPlan,
+    Point,
     Progress,
     Refusal,
 )
@@ -88,6 +89,7 @@ def test_the_trainer_runs_in_the_engines_interpreter_with_its_settings() -> None
     assert python == "/envs/train/bin/python"
     assert program.endswith("/sagectl_finetune/run_trainer.py")
     assert plan.progress_file == "/state/tune/progress.json"
+    assert plan.history_file == "/state/tune/history.jsonl"
     assert plan.env["CUDA_VISIBLE_DEVICES"] == ""
     found = parse(plan.argv[2])
     assert (found.job, found.model, found.lora_rank) == ("tune", "/home/models/base", 4)
@@ -97,7 +99,7 @@ def test_the_trainer_runs_in_the_engines_interpreter_with_its_settings() -> None
 
 def test_every_option_reaches_the_trainer() -> None:
     ours = {field.name for field in fields(FinetuneOptions)}
-    elsewhere = {"policy", "yield_on_queue", "quantization", "double_quantization", "use_8bit"}
+    elsewhere = {"policy", "serve_as", "yield_on_queue", "quantization", "double_quantization", "use_8bit"}
     assert ours - elsewhere <= {field.name for field in fields(Settings)}
     assert told(request({"method": "qlora", "use_8bit": True})).stored == "int8"
     assert told(request({"early_stopping": 3, "eval_split": 0.1})).early_stopping == 3
@@ -141,6 +143,7 @@ def test_gpus_are_used_as_granted_and_torch_is_kept_within_the_grant() -> None:
         ({"method": "qlora"}, "bitsandbytes"),
         ({"optimizer": "paged_adamw"}, "bitsandbytes"),
         ({"report_to": ("wandb",)}, "wandb"),
+        ({"dataset": "/data/rows.Parquet"}, "pyarrow"),
     ],
 )
 def test_a_missing_module_is_named_with_what_installs_it(options: dict[str, Any], missing: str) -> None:
@@ -211,6 +214,23 @@ def test_progress_is_read() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"done": "3"}'])
 def test_progress_that_says_nothing_is_none(text: str) -> None:
     assert KIND.progress(text) is None
+
+
+def test_history_has_each_step_once_and_no_more_than_its_figures() -> None:
+    entries: list[Any] = [
+        {"step": 1, "at": 5.0, "loss": 2.5, "learning_rate": 0.1, "other": "x"},
+        {"step": 2, "at": 6.0, "loss": "nan"},
+        {"step": 2, "at": 7.5, "eval_loss": 2.25},
+        {"step": 2, "at": 8.0, "event": "the loss is NaN"},
+        *({"step": "3"}, {"step": True}, [], 7),
+    ]
+    text = "\n".join(map(json.dumps, entries)) + '\n{"step": 3, "lo\n{"step": NaN}\n[[[\n'
+    assert KIND.history(text) == [
+        Point(1, 5.0, {"loss": 2.5, "learning_rate": 0.1}),
+        Point(2, 8.0, {"loss": "nan", "eval_loss": 2.25, "event": "the loss is NaN"}),
+    ]
+    assert KIND.history('{"step": 1, "loss": NaN}\n') == [Point(1, None, {"loss": "nan"})]
+    assert KIND.history("[" * 100_000) == []
 
 
 # --- explaining ------------------------------------------------------------------------------------

@@ -122,10 +122,24 @@ def test_a_directory_can_be_served_under_its_last_part() -> None:
     assert plan.served_models == ("x",)
 
 
-@pytest.mark.parametrize("model", [HUB_MODEL, "/data/x"])
-def test_a_served_name_that_the_server_cannot_answer_to_is_refused(model: str) -> None:
+@pytest.mark.parametrize(("model", "where"), [("/data/x", "/data/x"), ("starter", "/models/starter")])
+def test_a_directory_is_served_under_another_name_through_a_link(model: str, where: str) -> None:
+    files = directory("/data/x") | directory("/models/starter")
+    plan = planned(request(with_transformers(served_model_name="help"), model=model), files=files)
+    assert plan.argv[1].endswith("run_named.py")
+    assert plan.argv[2:6] == (where, "help", "serve", "help")
+    assert plan.cwd is None
+    assert plan.served_models == ("help",)
+    assert f"{where}, called help" in plan.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(HUB_MODEL, "other"), *(("/data/x", name) for name in ("a@b", "/x", "../x", "a/../b", "."))],
+)
+def test_a_served_name_that_the_server_cannot_answer_to_is_refused(model: str, name: str) -> None:
     refusal = refused(
-        request(with_transformers(served_model_name="other"), model=model), files=directory("/data/x")
+        request(with_transformers(served_model_name=name), model=model), files=directory("/data/x")
     )
     assert "served_model_name" in refusal.reason
     assert "served_model_name" in refusal.remedy

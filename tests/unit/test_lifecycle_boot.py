@@ -7,9 +7,20 @@ from dataclasses import replace
 import pytest
 
 from sagectl.core.adoption import boot
-from sagectl.core.engine import Desired, Engine, EngineSpec, Process, State, Sub
+from sagectl.core.engine import (
+    Desired,
+    Engine,
+    EngineSpec,
+    LoadedModel,
+    Process,
+    Serving,
+    ServingPhase,
+    State,
+    Sub,
+)
 from sagectl.core.events import Resumed, StartRequested
-from sagectl.plugin import LaunchPlan, Mode
+from sagectl.core.serving import lost
+from sagectl.plugin import LaunchPlan, Mode, Successor
 from sagectl.testing import Life
 
 SPEC = EngineSpec(name="chat", kind="exec", port=8001)
@@ -85,3 +96,20 @@ def test_a_booted_engine_that_is_wanted_comes_up_when_resumed():
     life.tell(Resumed())
     life.until("active (ready)")
     assert life.engine.generation == 2
+
+
+def test_what_is_served_outlives_a_reboot():
+    """
+    1. A job whose result is served, and the engine that took it in, are read after a reboot.
+    Result: both still know; the engine has to be given it again, for it is a new process.
+    """
+    successor = Successor("support", "llm", "/models/support")
+    serving = Serving(successor, ServingPhase.SERVED, "chat", "served as support by the engine chat")
+    job = replace(SPEC, mode=Mode.RUN)
+    done = replace(BASE, spec=job, state=State.INACTIVE, sub=Sub.COMPLETED, serving=serving)
+    after = boot(done, job, autostart=False)
+    assert (after.serving, after.reason) == (serving, serving.text)
+    loaded = (LoadedModel("support", "/models/support", "engine-1", 3),)
+    server = boot(replace(BASE, generation=3, loaded=loaded), SPEC, autostart=True)
+    assert server.loaded == loaded
+    assert lost(replace(server, generation=4, state=State.ACTIVE, sub=Sub.READY)) == loaded

@@ -62,6 +62,13 @@ def test_no_configuration_breaks_an_estimate(found: dict[str, Any], tensor: Any,
     assert isinstance(EMBEDDING.estimate(other, embedding_facts(other, facts)), MemoryEstimate | Refusal)
 
 
+def test_experts_without_a_width_break_no_estimate() -> None:
+    found = config("Mixtral-8x7B-v0.1") | {"intermediate_size": 0, "quantization_config": {}}
+    asked = request(LlmOptions(backend="vllm"))
+    answer = KIND.estimate(asked, gathered(asked, CheckpointFacts("/m", documents={"config.json": found})))
+    assert isinstance(answer, MemoryEstimate | Refusal)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(

@@ -17,7 +17,7 @@ from sagectl_models.training_memory import TrainingSetup, estimate, margin
 
 MODULES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
-    *("tensorboard", "wandb", "mlflow"),
+    *("tensorboard", "wandb", "mlflow", "pyarrow"),
 )
 """What training may need of the interpreter."""
 NO_GPU = Shape(ranks=())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sagectl.plugin import (
     Diagnosis,
@@ -15,10 +13,11 @@ from sagectl.plugin import (
     LaunchPlan,
     MemoryEstimate,
     Mode,
+    Point,
     Progress,
     Refusal,
 )
-from sagectl_finetune import diagnoses, estimates, planning
+from sagectl_finetune import diagnoses, estimates, figures, planning
 from sagectl_finetune.options import FinetuneOptions
 
 
@@ -55,24 +54,8 @@ class FinetuneKind:
 
     def progress(self, text: str) -> Progress | None:
         """Read what the trainer says of its steps."""
-        try:
-            found: Any = json.loads(text)
-        except ValueError:
-            return None
-        if not isinstance(found, dict) or not isinstance(found.get("done"), int | float):
-            return None
-        total, eta = found.get("total"), found.get("eta_seconds")
-        details = found.get("details")
-        return Progress(
-            done=found["done"],
-            total=total if isinstance(total, int | float) else None,
-            unit="steps",
-            eta_seconds=eta if isinstance(eta, int | float) else None,
-            details=_scalars(details) if isinstance(details, dict) else {},
-        )
+        return figures.progress(text)
 
-
-def _scalars(details: Mapping[str, Any]) -> dict[str, str | int | float | bool | None]:
-    return {
-        key: value for key, value in details.items() if value is None or isinstance(value, str | int | float)
-    }
+    def history(self, text: str) -> Sequence[Point]:
+        """Read what the trainer said of each step."""
+        return figures.history(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ _POSITIVE = (
 )
 _MOST = 2**24
 """Larger numbers of rows, tokens or ranks are slips of the finger."""
+_ENGINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,11 @@ class FinetuneOptions:
         "what happens when the loss is no number: an event, or the job fails too", default="warn"
     )
     merge: bool = option("write a whole model with the adapter in it, not the adapter alone", default=False)
+    serve_as: str | None = option(
+        "serve the result under this name when it is complete: by a running vLLM of the same base with "
+        "enable_lora, else by an engine of its own",
+        default=None,
+    )
     threads: int | None = option("CPU threads; default: torch's own choice", default=None)
     trust_remote_code: bool = option("run Python code that the model brings", default=False)
     seed: int = option("of everything random", default=42)
@@ -124,6 +131,11 @@ class FinetuneOptions:
         for name in ("dataset", "output"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name}: is empty; write a path")
+        if self.serve_as is not None and not _ENGINE_NAME.fullmatch(self.serve_as):
+            raise ValueError(
+                f"serve_as: {self.serve_as!r} is not a name for an engine; "
+                "use a-z, 0-9, _ and -, beginning with a letter or digit, at most 48"
+            )
         self._check_targets()
         self._check_combination()
 

@@ -19,6 +19,7 @@ from sagectl.plugin import (
     InterpreterQuery,
     LaunchPlan,
     Refusal,
+    Successor,
 )
 from sagectl_finetune.estimates import MODULES
 from sagectl_finetune.options import FinetuneOptions
@@ -26,6 +27,7 @@ from sagectl_models import allocator, places
 
 TRAINER = str(Path(__file__).with_name("run_trainer.py"))
 PROGRESS = "progress.json"
+HISTORY = "history.jsonl"
 CARD = "sagectl.json"
 """What a result was made from, in its directory."""
 OLDEST = (5, 0)
@@ -39,7 +41,16 @@ SEARCH = places.Search(
     example="Qwen/Qwen2.5-0.5B-Instruct",
     saved="a directory with a model's config.json and weights",
 )
-_OWN = ("dataset", "output", "policy", "yield_on_queue", "quantization", "double_quantization", "use_8bit")
+_OWN = (
+    "dataset",
+    "output",
+    "serve_as",
+    "policy",
+    "yield_on_queue",
+    "quantization",
+    "double_quantization",
+    "use_8bit",
+)
 """Options that the trainer is told in another way, or not at all."""
 
 
@@ -71,6 +82,8 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
         argv=(request.python, TRAINER, json.dumps(told, ensure_ascii=False)),
         env={**_environment(told), **({} if cap is None else cap.env)},
         progress_file=posixpath.join(request.state_dir, PROGRESS),
+        successor=successor(request, told),
+        history_file=posixpath.join(request.state_dir, HISTORY),
         notes=(
             f"{request.options.method} on {'the CPU' if told['device'] == 'cpu' else counted(gpus)}",
             model.note,
@@ -79,6 +92,17 @@ def plan(request: Request, facts: Facts) -> LaunchPlan | Refusal:
             *(() if cap is None else (cap.note,)),
         ),
     )
+
+
+def successor(request: Request, told: dict[str, Any]) -> Successor | None:
+    """What serves the result; on the CPU where it was trained there because it was told to."""
+    name = request.options.serve_as
+    if name is None:
+        return None
+    keys: dict[str, Any] = {"served_model_name": name}
+    if request.gpus == 0 or request.gpu_ids == ():
+        keys["use_gpu"] = False
+    return Successor(name, "llm", told["output"], keys)
 
 
 def counted(gpus: int) -> str:
@@ -148,6 +172,8 @@ def needed(options: FinetuneOptions) -> tuple[str, ...]:
     names += ["peft"] if options.method != "full" else []
     names += ["bitsandbytes"] if options.stored != "none" or options.optimizer != "adamw" else []
     names += ["accelerate"]
+    # A directory may hold Parquet too; that is found when the data is read.
+    names += ["pyarrow"] if (options.dataset or "").lower().endswith(".parquet") else []
     return (*names, *options.report_to)
 
 
@@ -191,6 +217,8 @@ def _files_trouble(request: Request, facts: Facts) -> Refusal | None:
         return Refusal("no data is named", 'add `dataset = "/data/train.jsonl"`, a file or a directory')
     if not output:
         return Refusal("no place for the result is named", 'add `output = "models/NAME"`')
+    if request.options.serve_as == request.name:
+        return Refusal(f"serve_as: {request.name} is the job itself", "serve the result under another name")
     for key, path in (("dataset", dataset), ("output", output)):
         if path.startswith("~"):
             return Refusal(f"{key}: {path!r} names a home directory", "write its absolute path")

@@ -12,12 +12,13 @@ from sagectl.plugin import (
     FailureReport,
     InterpreterQuery,
     LaunchPlan,
+    Loading,
     MemoryEstimate,
     Mode,
     Progress,
     Refusal,
 )
-from sagectl_llm import diagnoses, estimates, owned_flags, transformers_backend, vllm_backend
+from sagectl_llm import diagnoses, estimates, owned_flags, transformers_backend, vllm_adapters, vllm_backend
 from sagectl_llm.options import BACKENDS, LlmOptions
 from sagectl_models import adapters, vllm_diagnoses, vllm_server
 from sagectl_models.adapters import Adapter
@@ -89,6 +90,19 @@ class LlmKind:
         if trouble is not None:
             return Refusal(f"extra_args: {trouble[0]}", trouble[1])
         return _PLAN[backend](request, facts, adapter)
+
+    def loading(
+        self, request: EngineRequest[LlmOptions], plan: LaunchPlan, facts: Facts, name: str, edition: int
+    ) -> Loading | Refusal:
+        """How the server, running by `plan`, takes in the adapter that `request.model` names."""
+        adapter = adapters.read(request, facts)
+        if isinstance(adapter, Refusal):
+            return adapter
+        if vllm_server.MODULE not in plan.argv:
+            return Refusal("`transformers serve` takes in nothing while it runs", 'set backend = "vllm"')
+        if adapter is None:
+            return Refusal("the result is a whole model, not an adapter", "give it an engine of its own")
+        return vllm_adapters.loading(request, plan, facts, adapter, name, edition)
 
     def _backend(self, request: EngineRequest[LlmOptions], facts: Facts) -> str:
         if request.options.backend != "auto":

@@ -69,7 +69,7 @@ class LlmOptions:
         default=None,
     )
     served_model_name: str | None = option(
-        "the model name that clients send; transformers: only the last part of a directory's path",
+        "the model name that clients send; transformers: only for directories",
         default=None,
         aliases=("served_name",),
     )

@@ -33,6 +33,8 @@ from sagectl_models.adapters import Adapter
 
 ADAPTED = str(Path(__file__).with_name("run_adapter.py"))
 """`transformers serve` of a base with its adapter, below a limit too."""
+NAMED = str(Path(__file__).with_name("run_named.py"))
+"""`transformers serve` of a directory under another name, below a limit too."""
 CAPPED = str(Path(__file__).with_name("run_capped.py"))
 """`transformers serve` below a limit of its own."""
 MODULES = ("torch", "transformers", "accelerate", "fastapi", "uvicorn", "openai", "pydantic")
@@ -168,12 +170,15 @@ def _locate_model(request: Request, facts: Facts) -> ModelPlace | Refusal:
     if model.startswith("/"):
         return _locate_directory(request, facts, model.rstrip("/"))
     wanted = request.options.served_model_name
+    is_there = facts.file(_model_queries(request)[0]).type == "file"
+    if is_there and wanted not in (None, model):
+        return _named(wanted, posixpath.join(request.models_dir, model))
     if wanted not in (None, model):
         return Refusal(
             f"served_model_name: `transformers serve` answers to {model!r} only, not to {wanted!r}",
-            "take `served_model_name` out, or keep the model in a directory of that name",
+            "take `served_model_name` out, or keep the model in a directory",
         )
-    if facts.file(_model_queries(request)[0]).type == "file":
+    if is_there:
         where = request.models_dir
         return ModelPlace(model, where, f"the model is the directory {posixpath.join(where, model)}")
     return ModelPlace(model, None, f"no {model} in {request.models_dir}: it comes from the model hub")
@@ -197,14 +202,29 @@ def _locate_directory(request: Request, facts: Facts, model: str) -> ModelPlace 
             return _at_sign(model)
         return ModelPlace(model, None, f"the model is the directory {model}")
     if wanted != last:
-        return Refusal(
-            f"served_model_name: `transformers serve` can call {model} {last!r} or by its whole path, "
-            f"not {wanted!r}",
-            f"write `served_model_name = {json.dumps(last)}`, or rename the directory",
-        )
+        return _named(wanted, model)
     if "@" in last:
         return _at_sign(model)
     return ModelPlace(last, parent, f"the model is the directory {model}, called {last}")
+
+
+def _named(name: str, directory: str) -> ModelPlace | Refusal:
+    """A link of that name is made, because the server answers to its directory's name."""
+    trouble = _no_name(name)
+    if trouble is not None:
+        return trouble
+    return ModelPlace(
+        name, None, f"the model is the directory {directory}, called {name}", (NAMED, directory, name)
+    )
+
+
+def _no_name(name: str) -> Refusal | None:
+    if "@" not in name and not name.startswith("/") and posixpath.normpath(f"/{name}") == f"/{name}":
+        return None
+    return Refusal(
+        f"served_model_name: `transformers serve` cannot call a model {name!r}",
+        "write a served_model_name that is no path of its own and has no @ in it",
+    )
 
 
 def _locate_adapter(request: Request, facts: Facts, adapter: Adapter) -> ModelPlace | Refusal:
@@ -219,11 +239,9 @@ def _locate_adapter(request: Request, facts: Facts, adapter: Adapter) -> ModelPl
     if isinstance(base, Refusal):
         return adapters.of_base(adapter, base)
     name = request.options.served_model_name or adapter.name
-    if "@" in name or name.startswith("/") or posixpath.normpath(f"/{name}") != f"/{name}":
-        return Refusal(
-            f"served_model_name: `transformers serve` cannot call an adapter {name!r}",
-            "write a name that is no path of its own and has no @ in it",
-        )
+    trouble = _no_name(name)
+    if trouble is not None:
+        return trouble
     source = base.name if base.cwd is None else posixpath.join(base.cwd, base.name)
     if not source.startswith("/") and adapter.revision is not None:
         source = f"{source}@{adapter.revision}"

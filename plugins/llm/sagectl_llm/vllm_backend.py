@@ -15,12 +15,11 @@ from sagectl.plugin import (
     FactQuery,
     Facts,
     FileQuery,
-    HttpProbe,
     InterpreterFacts,
     LaunchPlan,
     Refusal,
 )
-from sagectl_llm import estimates
+from sagectl_llm import estimates, vllm_adapters
 from sagectl_llm.options import LlmOptions
 from sagectl_llm.vllm_flags import environment, flags
 from sagectl_models import adapters, places, vllm_grant, vllm_server
@@ -28,13 +27,7 @@ from sagectl_models import flags as flags_of_user
 from sagectl_models.adapters import Adapter
 from sagectl_models.places import ModelPlace
 
-# One token takes milliseconds on a GPU, but a first CUDA kernel or a compilation may take minutes.
-FIRST_TOKEN_TIMEOUT = 300.0
-SEARCH = places.Search(
-    marks=("config.json",),
-    example="Qwen/Qwen2.5-0.5B-Instruct",
-    saved="a directory that `save_pretrained` wrote",
-)
+SEARCH = vllm_adapters.SEARCH
 
 Request = EngineRequest[LlmOptions]
 
@@ -117,8 +110,11 @@ def _plan(
             *flags(options, tensor=tensor, pipeline=pipeline, on_cpu=on_cpu, memory=memory),
             *modules,
         ),
-        env=environment(options, may_be_cpu=request.gpu_ids in ((), None)),
-        probes=vllm_server.probes(request, name, _first_token(name)),
+        env={
+            **environment(options, may_be_cpu=request.gpu_ids in ((), None)),
+            **vllm_adapters.environment(options, request.host),
+        },
+        probes=vllm_server.probes(request, name, vllm_adapters.first_token(name)),
         served_models=(name,),
         notes=(*_notes(request, found, model, on_cpu), *_adapter_notes(adapter), *reasons),
     )
@@ -221,17 +217,6 @@ def _check_template(request: Request, facts: Facts) -> Refusal | None:
 
 
 # --- probes and notes ------------------------------------------------------------------------
-
-
-def _first_token(name: str) -> HttpProbe:
-    return HttpProbe(
-        "/v1/completions",
-        method="POST",
-        body=json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1}),
-        json_path=("usage", "completion_tokens"),
-        timeout=FIRST_TOKEN_TIMEOUT,
-        bearer_env=vllm_server.API_KEY,
-    )
 
 
 def _notes(request: Request, found: InterpreterFacts, model: ModelPlace, on_cpu: bool) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ def _linear(a: Architecture, name: str, out: int, into: int) -> Iterator[tuple[s
         yield f"{name}.weight", _plain(a, out, into)
         return
     count = out * into
-    group = q.group or into
+    group = q.group or max(1, into)
     if q.method == "mxfp4":
         yield f"{name}_blocks", _tensor("U8", count // 2)
         yield f"{name}_scales", _tensor("U8", count // 32)

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -123,9 +124,13 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        return RowError(f"is not JSON: {error.msg} at column {error.colno}")
+        return RowError(f"is not JSON: {_what(error)} at column {error.colno}")
     except RecursionError:
         return RowError("is not JSON that can be read: it is nested too deeply")
+
+
+def _what(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" at")  # some say "starting at", and the place follows
 
 
 # --- JSON --------------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def _json(file: IO[bytes]) -> Iterator[Raw]:
     except json.JSONDecodeError as error:
         yield (
             error.lineno,
-            RowError(f"is not JSON: {error.msg} at column {error.colno} of line {error.lineno}"),
+            RowError(f"is not JSON: {_what(error)} at column {error.colno} of line {error.lineno}"),
         )
         return
     except RecursionError:
@@ -247,7 +252,7 @@ def _parquet(path: Path, progress: Callable[[int], None]) -> Iterator[Raw]:
     except ImportError:
         raise DataError(
             f"{path} is Parquet, which this interpreter cannot read: it lacks the package pyarrow",
-            "Install it in the engine's interpreter (`pip install pyarrow`), or write the data as JSONL.",
+            f"Install it: {sys.executable} -m pip install pyarrow; or write the data as JSONL.",
         ) from None
     number = 0
     try:

@@ -10,14 +10,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sagectl_finetune.trainer import agreement, checkpoints, files, model, notify, result, rows
+from sagectl_finetune.trainer import agreement, checkpoints, files, model, notify, result, rows, speeds
 from sagectl_finetune.trainer.meter import Meter, best_of, patience_is_over, steps_of
 from sagectl_finetune.trainer.records import TRAINING, Records, say
 from sagectl_finetune.trainer.settings import COMPLETED, STOPPED, Refused, Settings
 from sagectl_finetune.trainer.stopping import Stop
 
-MOST_RANK = 512
-"""Of an adapter that vLLM serves; others have to be merged."""
 REPORTS = 30.0
 """Seconds that a service gets to take the last figures."""
 _reached = False
@@ -28,57 +26,27 @@ def reached_training() -> bool:
     return _reached
 
 
-def preflight(settings: Settings) -> dict[str, Any]:
-    """What can be said without the model's weights: the data, the steps."""
-    _quiet()
-    prepared = rows.prepare(settings, model.tokenizer_of(settings))
-    result.check(settings)
-    total = _steps(settings, prepared)
-    trained, whole = model.parameters(settings)
-    weights = trained * (4 if settings.method != "full" or settings.dtype == "float32" else 2)
-    states = trained * (2 if settings.optimizer.endswith("8bit") else 8)
-    return {
-        **prepared.report,
-        "train_rows": len(prepared.train),
-        "eval_rows": len(prepared.evaluation),
-        "steps": total,
-        "rows_per_step": settings.batch_size * settings.gradient_accumulation_steps * settings.gpus,
-        "parameters": whole,
-        "parameters_trained": trained,
-        "checkpoint_bytes": trained * 4 + states,
-        "checkpoints": min(settings.keep, -(-total // settings.save_steps)),
-        "result_bytes": whole * 2 if settings.merge else weights,
-        "served_as": _served_as(settings),
-    }
-
-
-def _served_as(settings: Settings) -> str:
-    """How vLLM takes the result."""
-    if settings.method == "full" or settings.merge:
-        return "model"
-    return "adapter" if settings.lora_rank <= MOST_RANK else "merged"
-
-
-def _steps(settings: Settings, prepared: rows.Prepared) -> int:
+def steps(settings: Settings, prepared: rows.Prepared, *, one_epoch: bool = False) -> int:
+    """How many there are, or would be in one time through the data."""
     return steps_of(
         len(prepared.train),
         settings.batch_size * settings.gpus,
         settings.gradient_accumulation_steps,
-        settings.num_epochs,
-        settings.max_steps,
+        1.0 if one_epoch else settings.num_epochs,
+        None if one_epoch else settings.max_steps,
     )
 
 
 def train(settings: Settings, stop: Stop, records: Records, begin: checkpoints.Checkpoint | None) -> int:
     """Train from `begin`, or from the start; the exit code. Raises Refused and Diverged."""
-    _quiet()
+    quiet()
     step = begin.step if begin else 0
     _phase(records, step, "reading the data")
     device = model.device_of(settings)
     model.cap_memory()
     tokenizer = model.tokenizer_of(settings)
     prepared = rows.prepare(settings, tokenizer)
-    total = _steps(settings, prepared)
+    total = steps(settings, prepared)
     made_with = agreement.made_with(
         settings,
         data=prepared.hashes,
@@ -118,8 +86,8 @@ def _agree(settings: Settings, begin: checkpoints.Checkpoint, made_with: Mapping
         say(f"{begin.path} was made with other versions, so the bits may differ: {', '.join(other)}")
 
 
-def _quiet() -> None:
-    """No bars and no advice to programmers in the log."""
+def quiet() -> None:
+    """Keep bars and advice to programmers out of the log."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -190,11 +158,28 @@ class _Run:
         if not self._train(loops, loop):
             _end_reports()
             return STOPPED
+        seconds = time.monotonic() - loop.meter.started
         # All steps are in a checkpoint: from here on a stop costs nothing.
         self._stop.enter("idle")
         self._finish(loop, tokenizer, prepared)
+        if loop.is_world_process_zero():
+            self._note_speed(loop, seconds)
         _end_reports()
         return COMPLETED
+
+    def _note_speed(self, loop: Any, seconds: float) -> None:
+        try:
+            speeds.note(
+                self._settings,
+                model.fingerprint(self._settings),
+                model.device_name(),
+                tokens=loop.meter.tokens,
+                steps=loop.state.global_step - loop.meter.first,
+                total=self._total,
+                seconds=seconds,
+            )
+        except OSError as error:
+            say(f"the speed is not noted for later jobs: {error.strerror}")
 
     def _train(self, loops: Any, loop: Any) -> bool:
         """Whether all steps are done."""
@@ -242,7 +227,9 @@ class _Run:
 
     def _finish(self, loop: Any, tokenizer: Any, prepared: rows.Prepared) -> None:
         settings = self._settings
-        newest = checkpoints.listed(settings.directory)[0][0]
+        own = checkpoints.listed(settings.directory)
+        # None where it began at the end of another job's run: there was nothing left to train.
+        newest = own[0][0] if own or self._begin is None else self._begin.step
         step = self._load_best(loop, newest) if settings.early_stopping is not None else newest
         _phase(self._records, newest, "writing the result", self._total)
         if not loop.is_world_process_zero():

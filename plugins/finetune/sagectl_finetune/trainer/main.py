@@ -80,9 +80,9 @@ def _spare(settings: Settings) -> None:
 
 
 def _dry_run(settings: Settings) -> int:
-    from sagectl_finetune.trainer import job
+    from sagectl_finetune.trainer import preflight
 
-    _print(job.preflight(settings))
+    _print(preflight.report(settings))
     return COMPLETED
 
 

@@ -35,6 +35,13 @@ def device_of(settings: Settings) -> str:
     )
 
 
+def device_name() -> str:
+    """Of the GPU that is in use; `cpu` where none is."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else "cpu"
+
+
 def cap_memory() -> None:
     """Keep torch within what sagectl reserved on each GPU."""
     share = os.environ.get(FRACTION)

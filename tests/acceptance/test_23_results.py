@@ -1,0 +1,258 @@
+"""Scenario 23: a job's result is served when it is complete, and what serves already is left alone.
+
+The job writes a text, the servers read texts out: kinds of a package of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.acceptance.harness import Daemon, free_port, kill
+
+
+class Library:
+    """A daemon with a job `write` that is to be read out as `poem`, and servers."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.ports: dict[str, int] = {}
+        self._tables = "[defaults.reader]\nrestart = { limit = 3, delay = 0 }\n"
+        self.draft = daemon.home / "draft"
+        self.output = daemon.home / "models" / "poem"
+        keys = {"draft": str(self.draft), "output": str(self.output), "serve_as": "poem"}
+        self._add("write", "writer", **keys)
+
+    def _add(self, name: str, kind: str, **keys: Any) -> None:
+        lines = [f"{key} = {json.dumps(value)}" for key, value in {"kind": kind, **keys}.items()]
+        self._tables += "\n".join([f"[engines.{name}]", *lines, ""])
+        self.daemon.configure(self._tables)
+
+    def reader(self, name: str, text: str, **keys: Any) -> None:
+        """A server of the configuration, with a text of its own."""
+        place = self.daemon.home / "models" / f"text-of-{name}"
+        place.mkdir(parents=True)
+        (place / "text").write_text(text)
+        self.ports[name] = free_port()
+        quick = {"autostart": True, "port": self.ports[name], **keys}
+        self._add(name, "reader", model=str(place), **quick)
+
+    def write(self, text: str, *words: str) -> None:
+        """The job, with this for a result."""
+        self.draft.write_text(text)
+        answer = self.daemon.cli("start", "write", *words)
+        assert answer.returncode == 0, answer.stderr
+
+    def served(self) -> dict[str, Any]:
+        """What became of it, once that is decided."""
+
+        def decided(engine: Any) -> bool:
+            return engine["substate"] == "completed" and (engine["serving"] or {}).get("phase") != "pending"
+
+        return dict(self.daemon.until("write", decided, "the result to be served or not")["serving"] or {})
+
+    def read(self, engine: str, name: str) -> str:
+        """What a server reads out, "" for a name that it does not know."""
+        port = self.daemon.show(engine)["port"]
+        connection = http.client.HTTPConnection("127.0.0.1", port or 0, timeout=20)
+        connection.request("POST", "/read", json.dumps({"name": name}))
+        text: str = json.loads(connection.getresponse().read())["text"]
+        connection.close()
+        return text
+
+    def pid(self, engine: str) -> int:
+        return self.daemon.show(engine)["pid"] or 0
+
+
+@pytest.fixture
+def library(new_daemon: Callable[..., Daemon], installed: Callable[[str], str]) -> Library:
+    paths = (installed("reading"), os.environ.get("PYTHONPATH", ""))
+    return Library(new_daemon(PYTHONPATH=os.pathsep.join(filter(None, paths))))
+
+
+def test_a_running_engine_takes_the_result_in_and_gets_it_back_when_it_restarts(library: Library) -> None:
+    """Scenario 23.1: two servers run, one of them closed. The job completes; the open server gets SIGKILL,
+    later together with the daemon; the job is done again; the user takes the text out.
+
+    Result: the open one reads it out in the same process, `serves` and the job say so; the next process has
+    it again; so has the one that the next daemon starts; then it is the new text, in the same process.
+    """
+    library.reader("closed", "mine", open=False)
+    library.reader("open", "mine", open=True)
+    daemon = library.daemon
+    daemon.start()
+    daemon.until_ready("closed", "open")
+    pid = library.pid("open")
+    library.write("first")
+    assert library.served() == {
+        **{"name": "poem", "model": str(library.output), "phase": "served", "engine": "open"},
+        "text": "served as poem by the engine open",
+    }
+    assert "served as poem by the engine open" in daemon.cli("list").stdout
+    assert library.read("open", "poem") == "first"
+    assert (library.pid("open"), daemon.show("open")["serves"]) == (pid, ["open", "poem"])
+    assert library.read("closed", "poem") == ""
+
+    kill(pid)
+    daemon.until("open", lambda engine: "poem" in engine["serves"] and engine["pid"] != pid)
+    assert library.read("open", "poem") == "first"
+
+    daemon.kill()
+    kill(library_pid := daemon.tree("open")[0])
+    daemon.start()
+    daemon.until("open", lambda engine: "poem" in engine["serves"] and engine["pid"] != library_pid)
+    assert library.read("open", "poem") == "first"
+
+    pid = library.pid("open")
+    library.write("second", "--again")
+    assert library.served()["phase"] == "served"
+    assert (library.read("open", "poem"), library.pid("open")) == ("second", pid)
+    assert len(daemon.client.engines()) == 3
+
+    said = daemon.cli("engine", "unload", "open", "poem")
+    assert (said.returncode, said.stdout) == (0, "open: serves open\n")
+    daemon.until("open", lambda engine: library.read("open", "poem") == "", "the text to be gone")
+    refused = daemon.cli("engine", "unload", "open", "poem")
+    assert refused.returncode == 1
+    assert "open has taken in no model 'poem'" in refused.stderr
+
+
+def test_a_result_that_no_engine_takes_in_gets_one_of_its_own(library: Library) -> None:
+    """Scenario 23.2: the only server is closed. The job completes, and is done again.
+
+    Result: an engine named as the result is to be called starts with it, ready before the job says so; it is
+    restarted for the second result. The closed server notices nothing.
+    """
+    library.reader("closed", "mine", open=False)
+    daemon = library.daemon
+    daemon.start()
+    daemon.until_ready("closed")
+    pid = library.pid("closed")
+    library.write("first")
+    assert library.served()["engine"] == "poem"
+    made = daemon.show("poem")
+    assert (made["substate"], made["transient"], made["autostart"]) == ("ready", True, True)
+    assert (made["engine_kind"], made["model_id"]) == ("reader", str(library.output))
+    assert library.read("poem", "poem") == "first"
+    library.write("second", "--again")
+    daemon.until("poem", lambda engine: engine["substate"] == "ready" and engine["pid"] != made["pid"])
+    assert library.served()["phase"] == "served"
+    assert library.read("poem", "poem") == "second"
+    assert library.pid("closed") == pid
+    said = [event["text"] for event in daemon.client.events(engine="write") if event["kind"] == "serving"]
+    assert "the engine closed does not take it in: it is closed" in said
+
+
+def test_a_result_that_cannot_be_served_changes_nothing_that_is(library: Library) -> None:
+    """Scenario 23.3: a server reads out a result. The next one is illegible, the one after that is empty.
+
+    Result: the job is completed and says why it is not served; the server has the same process, and goes on
+    with the earlier result.
+    """
+    library.reader("open", "mine", open=True)
+    daemon = library.daemon
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("first")
+    assert library.served()["phase"] == "served"
+    pid = library.pid("open")
+    for text, why in (
+        ("illegible", "POST /load answered 500"),
+        ("", 'POST /read answered 200, but text is ""'),
+    ):
+        library.write(text, "--again")
+        failed = library.served()
+        assert failed["phase"] == "failed"
+        assert failed["text"].startswith(f"not served as poem: the engine open does not take it in: {why}")
+        shown = daemon.show("write")
+        assert (shown["state"], shown["substate"]) == ("inactive", "completed")
+        assert shown["reason"] == failed["text"]
+        assert library.pid("open") == pid
+        assert (library.read("open", "poem"), library.read("open", "open")) == ("first", "mine")
+        assert library.read("open", "poem.1") == ""
+    assert len(daemon.client.engines()) == 2
+
+
+def test_an_engine_of_its_own_that_does_not_start_is_told_of(library: Library) -> None:
+    """Scenario 23.4: no server runs, and the result is empty, so that a server of its own ends at once.
+
+    Result: the job is completed, and says that its engine failed, and why.
+    """
+    daemon = library.daemon
+    daemon.start()
+    library.write("")
+    failed = library.served()
+    assert (failed["phase"], failed["engine"]) == ("failed", "poem")
+    assert failed["text"].startswith("not served as poem: its engine failed: ")
+    assert failed["text"] in " ".join(daemon.cli("status", "write").stdout.split())
+
+
+def test_the_name_of_an_engine_that_serves_something_else_is_not_taken(library: Library) -> None:
+    """Scenario 23.5: there is an engine `poem` with a text of its own, and one that could take the result in.
+
+    Result: an event says so when the job begins to run; at its end the job says so; both go on as they were.
+    """
+    library.reader("poem", "mine")
+    library.reader("open", "mine", open=True)
+    daemon = library.daemon
+    daemon.start()
+    daemon.until_ready("poem", "open")
+    pids = library.pid("poem"), library.pid("open")
+    library.write("first")
+    failed = library.served()
+    assert failed["phase"] == "failed"
+    assert "there is an engine poem already, which serves" in failed["text"]
+    warned = [event for event in daemon.client.events(engine="write") if event["kind"] == "job-warning"]
+    assert "will not be served as poem" in warned[0]["text"]
+    assert (library.pid("poem"), library.pid("open")) == pids
+    assert library.read("poem", "poem") == "mine"
+
+
+def test_an_engine_that_is_just_restarting_gets_the_newer_result(library: Library) -> None:
+    """Scenario 23.6: a server reads out a result, and is on its way up when the next one is there: it waits
+    for another engine that does not come up by itself.
+
+    Result: the job says whom it waits for; no engine of its own is made; once the server is ready, it reads
+    out the newer one.
+    """
+    daemon = library.daemon
+    library.reader("other", "mine")
+    library.reader("open", "mine", open=True, depends_on=["other"])
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("first")
+    assert library.served()["phase"] == "served"
+    text = daemon.home / "models" / "text-of-other" / "text"
+    text.rename(text.with_name("elsewhere"))
+    assert daemon.cli("stop", "open", "other").returncode == 0
+    daemon.client.start("open")
+    daemon.until("other", lambda engine: engine["state"] == "failed")
+    daemon.until("open", lambda engine: engine["substate"] == "queued")
+    library.write("second", "--again")
+    daemon.until("write", lambda engine: "when the engine open is ready" in engine["reason"])
+    text.with_name("elsewhere").rename(text)
+    assert daemon.cli("start", "other").returncode == 0
+    assert library.served()["engine"] == "open"
+    assert library.read("open", "poem") == "second"
+    assert len(daemon.client.engines()) == 3
+
+
+def test_the_next_daemon_goes_on_with_the_serving(library: Library) -> None:
+    """Scenario 23.7: SIGKILL of the daemon the moment the job completed.
+
+    Result: the next daemon has the result served, once.
+    """
+    daemon = library.daemon
+    daemon.start()
+    library.write("first")
+    daemon.until("write", lambda engine: engine["substate"] == "completed")
+    daemon.kill()
+    daemon.start()
+    assert library.served()["phase"] == "served"
+    assert library.read("poem", "poem") == "first"
+    assert len(daemon.tree("poem")) == 1
