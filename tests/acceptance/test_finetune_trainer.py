@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -55,46 +57,48 @@ LOGITS = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-base, result = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(result)
-ids = tokenizer("What is 3 + 1?", return_tensors="pt").input_ids
+base, *results = sys.argv[1:]
+ids = AutoTokenizer.from_pretrained(base)("What is 3 + 1?", return_tensors="pt").input_ids
 before = AutoModelForCausalLM.from_pretrained(base)(ids).logits
-after = AutoModelForCausalLM.from_pretrained(result)(ids).logits
-print(json.dumps([(after - before).abs().max().item(), tokenizer.chat_template is not None]))
+found = []
+for result in results:
+    template = AutoTokenizer.from_pretrained(result).chat_template is not None
+    after = AutoModelForCausalLM.from_pretrained(result)(ids).logits
+    found.append([(after - before).abs().max().item(), template])
+print(json.dumps(found))
 """
+METHODS: dict[str, tuple[dict[str, Any], str]] = {
+    "lora": ({"method": "lora"}, "adapter_model.safetensors"),
+    "int8": ({"method": "qlora", "stored": "int8", "optimizer": "adamw_8bit"}, "adapter_model.safetensors"),
+    "merged": ({"method": "qlora", "stored": "nf4-double", "merge": True}, "model.safetensors"),
+    "full": ({"method": "full", "lora_dropout": 0.0}, "model.safetensors"),
+}
 
 
-@pytest.mark.parametrize(
-    ("options", "weights"),
-    [
-        ({"method": "lora"}, "adapter_model.safetensors"),
-        ({"method": "lora", "merge": True}, "model.safetensors"),
-        ({"method": "qlora", "stored": "nf4-double"}, "adapter_model.safetensors"),
-        ({"method": "qlora", "stored": "int8", "optimizer": "adamw_8bit"}, "adapter_model.safetensors"),
-        ({"method": "qlora", "stored": "nf4", "merge": True}, "model.safetensors"),
-        ({"method": "full", "lora_dropout": 0.0}, "model.safetensors"),
-    ],
-    ids=["lora", "lora-merged", "qlora-nf4", "qlora-int8", "qlora-merged", "full"],
-)
 def test_every_method_trains_and_its_result_loads(
-    new_run: NewRun, transformers_python: str, starter_model: Path, options: dict[str, Any], weights: str
+    new_run: NewRun, transformers_python: str, starter_model: Path
 ) -> None:
-    run = new_run(**options, max_steps=8, learning_rate=1e-3)
-    run.complete()
-    held = {path.name for path in run.output.iterdir()}
-    assert {weights, "tokenizer.json", "chat_template.jinja", "sagectl.json"} <= held
-    assert "README.md" not in held
-    losses = [loss for _, loss, _ in run.losses if loss is not None]
-    assert len(losses) == 8
-    assert losses[-1] < losses[0]
-    card = json.loads((run.output / "sagectl.json").read_text())
-    assert (card["base_model"], card["method"]) == (str(starter_model), options["method"])
-    if weights.startswith("adapter"):
-        config = json.loads((run.output / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(starter_model)
-    moved, template = in_engine(transformers_python, LOGITS, str(starter_model), str(run.output))
-    assert moved > 1e-3
-    assert template
+    runs = []
+    for name, (options, weights) in METHODS.items():
+        run = new_run(name, **options, max_steps=8, learning_rate=1e-3)
+        run.complete()
+        held = {path.name for path in run.output.iterdir()}
+        assert {weights, "tokenizer.json", "chat_template.jinja", "sagectl.json"} <= held, name
+        assert "README.md" not in held
+        losses = [loss for _, loss, _ in run.losses if loss is not None]
+        assert len(losses) == 8, name
+        assert losses[-1] < losses[0], name
+        card = json.loads((run.output / "sagectl.json").read_text())
+        assert (card["base_model"], card["method"]) == (str(starter_model), options["method"])
+        if weights.startswith("adapter"):
+            config = json.loads((run.output / "adapter_config.json").read_text())
+            assert config["base_model_name_or_path"] == str(starter_model)
+        runs.append(run)
+    results = [str(run.output) for run in runs]
+    loaded = in_engine(transformers_python, LOGITS, str(starter_model), *results)
+    for name, (moved, template) in zip(METHODS, loaded, strict=True):
+        assert moved > 1e-3, name
+        assert template, name
 
 
 def test_interrupted_at_random_steps_it_is_bit_identical(new_run: NewRun) -> None:
@@ -117,10 +121,13 @@ def test_interrupted_at_random_steps_it_is_bit_identical(new_run: NewRun) -> Non
 
 
 def test_killed_at_random_moments_it_loses_at_most_save_steps(new_run: NewRun) -> None:
-    """SIGKILL at random steps, and while a checkpoint is written; nothing has to be repaired."""
+    """SIGKILL at random steps, and while a checkpoint is written; at last the newest checkpoint is damaged.
+
+    Result: nothing has to be repaired, the damaged one is passed over and said.
+    """
     whole, broken = new_run("whole"), new_run("broken", save_steps=3)
     whole.complete(save_steps=3)
-    for number in range(8):
+    for number in range(5):
         broken.start()
         before = broken.steps
         if number % 2:
@@ -133,7 +140,12 @@ def test_killed_at_random_moments_it_loses_at_most_save_steps(new_run: NewRun) -
         newest = checkpoints.newest(broken.checkpoints, lambda text: None)
         saved = newest.step if newest else 0
         assert reached - saved <= 3, (number, reached, saved)
+    assert newest is not None
+    with (newest.path / "optimizer.pt").open("r+b") as file:
+        file.seek(200)
+        file.write(b"\0\0\0\0damaged")
     broken.complete()
+    assert f"{newest.path} is passed over: its optimizer.pt is damaged" in broken.log
     assert broken.weights == whole.weights
     assert broken.losses == whole.losses
 
@@ -145,56 +157,23 @@ def _half_written(directory: Path, name: str) -> bool:
     return False
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(new_run: NewRun) -> None:
-    run = new_run()
-    run.start()
-    run.await_step(15)
-    assert run.stop() == 75
-    (newest, path), (older, _) = checkpoints.listed(run.checkpoints)[:2]
-    with (path / "optimizer.pt").open("r+b") as file:
-        file.seek(200)
-        file.write(b"\0\0\0\0damaged")
-    run.complete()
-    assert f"checkpoint-{newest} is passed over: its optimizer.pt is damaged" in run.log
-    assert f"going on after step {older}" in run.log
-    steps = [step for step, loss, _ in run.losses if loss is not None]
-    assert steps == list(range(1, 31))
-
-
-def test_a_stop_while_it_loads_ends_it_at_once(new_run: NewRun) -> None:
+def test_other_data_is_refused_and_other_batches_are_not(new_run: NewRun, tmp_path: Path) -> None:
+    """A stop while it loads, one while it trains; other data; then as many rows a step in other batches."""
     run = new_run()
     run.start()
     run.until((run.state / "progress.json").exists)
     assert run.stop() == 75
     assert "nothing to save" in run.log
-    run.complete()
-
-
-def test_what_differs_from_the_checkpoint_is_refused_by_name(new_run: NewRun, tmp_path: Path) -> None:
-    run = new_run()
     run.start()
     run.await_step(3)
     assert run.stop() == 75
-    for changed, words in (
-        ({"learning_rate": 0.5}, "learning_rate differs"),
-        ({"batch_size": 2}, "rows_per_step differs: it was made with 4, the job now says 2"),
-        ({"dataset": str(write_chats(tmp_path / "other.jsonl", padding=1))}, "the data differs"),
-    ):
-        run.start(**changed)
-        assert run.wait() == 65
-        assert words in run.log
+    reached = run.steps
+    run.start(dataset=str(write_chats(tmp_path / "other.jsonl", padding=1)))
+    assert run.wait() == 65
+    assert "the data differs" in run.log
     run.complete(batch_size=2, gradient_accumulation_steps=2)
-    assert run.steps == 30
-
-
-def test_a_completed_run_starts_anew(new_run: NewRun) -> None:
-    run = new_run(max_steps=4)
-    run.complete()
-    first = run.weights
-    run.complete(max_steps=5)
-    assert "this is a new one" in run.log
-    assert run.steps == 5
-    assert run.weights != first
+    assert f"going on after step {reached}" in run.log
+    assert [step for step, loss, _ in run.losses if loss is not None] == list(range(1, 31))
 
 
 def test_memory_that_runs_out_halves_the_batch(new_run: NewRun, tmp_path: Path) -> None:
@@ -203,7 +182,7 @@ def test_memory_that_runs_out_halves_the_batch(new_run: NewRun, tmp_path: Path) 
     run = new_run(
         dataset=write_chats(tmp_path / "long.jsonl", rows=16, padding=1450),
         **{"batch_size": 8, "max_length": 1536, "attention": "eager", "gradient_checkpointing": False},
-        max_steps=3,
+        max_steps=1,
     )
     run.start(prepare=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
     assert run.wait() == 0, run.log
@@ -235,36 +214,30 @@ def test_killed_by_the_kernel_for_memory_it_goes_on_with_half_the_batch(
     assert (details["batch_size"], details["gradient_accumulation_steps"]) == (4, 2)
 
 
-BROKEN = """
-import sys
-from safetensors.torch import load_file, save_file
-path = sys.argv[1] + "/model.safetensors"
-weights = load_file(path)
-weights["lm_head.weight"][7] = float("nan")
-save_file(weights, path, metadata={"format": "pt"})
-print("null")
-"""
-
-
-@pytest.mark.parametrize(("on_nan", "code"), [("warn", 0), ("stop", 70)])
-def test_a_loss_that_is_no_number_is_an_event(
-    new_run: NewRun,
-    transformers_python: str,
-    starter_model: Path,
-    tmp_path: Path,
-    on_nan: str,
-    code: int,
-) -> None:
+def test_a_loss_that_is_no_number_is_an_event(new_run: NewRun, starter_model: Path, tmp_path: Path) -> None:
+    """It ends the job, or is only told."""
     model = tmp_path / "model"
     shutil.copytree(starter_model, model)
-    in_engine(transformers_python, BROKEN, str(model))
-    run = new_run(model=model, on_nan=on_nan, max_steps=3)
-    run.start()
-    assert run.wait() == code, run.log
-    assert "event: the loss is NaN at step 1" in run.log
-    assert run.progress["details"]["event"].startswith("the loss is NaN")
-    assert run.history[0]["loss"] == "nan"
-    assert run.history[1] == {**run.history[1], "step": 1, "event": "the loss is NaN"}
+    spoil(model / "model.safetensors", "lm_head.weight")
+    run = new_run(model=model, max_steps=2)
+    for on_nan, code in (("stop", 70), ("warn", 0)):
+        run.start(on_nan=on_nan)
+        assert run.wait() == code, run.log
+        assert run.progress["details"]["event"].startswith("the loss is NaN")
+        assert run.history[0]["loss"] == "nan"
+        assert run.history[1] == {**run.history[1], "step": 1, "event": "the loss is NaN"}
+    assert run.log.count("event: the loss is NaN at step 1") == 2
+
+
+def spoil(file: Path, name: str) -> None:
+    """Make the first numbers of a tensor NaN. The file begins with the length of its JSON header."""
+    content = bytearray(file.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    entry = json.loads(content[8:begin])[name]
+    assert entry["dtype"] == "F32"
+    at = begin + entry["data_offsets"][0]
+    content[at : at + 64] = struct.pack("<16f", *[math.nan] * 16)
+    file.write_bytes(content)
 
 
 def test_early_stopping_keeps_and_writes_the_best(new_run: NewRun) -> None:
@@ -281,20 +254,6 @@ def test_early_stopping_keeps_and_writes_the_best(new_run: NewRun) -> None:
     assert f"that of step {best}, which the evaluations found best" in run.log
     kept = checkpoints.examine(run.checkpoints / f"checkpoint-{best}")
     assert isinstance(kept, checkpoints.Checkpoint)
-
-
-def test_two_processes_stop_together_and_go_on_together(new_run: NewRun) -> None:
-    """As on two GPUs, on the CPU: the signal goes to the first process alone."""
-    options = {"gpus": 2, "batch_size": 2, "max_steps": 16}
-    whole, broken = new_run("whole", **options), new_run("broken", **options)
-    whole.complete()
-    broken.start()
-    broken.await_step(5)
-    assert broken.stop() == 75, broken.log
-    assert broken.steps < 16
-    broken.complete()
-    assert broken.losses == whole.losses
-    assert broken.weights == whole.weights
 
 
 def children(pid: int) -> list[int]:
@@ -317,59 +276,60 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-def test_two_processes_train_as_one_does_and_end_together(new_run: NewRun) -> None:
-    """One of two is killed, then the process that started them; at last they complete.
+def test_two_processes_train_as_one_does(new_run: NewRun) -> None:
+    """As on two GPUs, on the CPU: one of them is killed; later the first process alone is told to stop.
 
-    Result: the others end too, and the losses are those of one process that accumulates twice as often.
+    Result: they end together, with one checkpoint of both; the losses are those of one process that
+    accumulates twice as often.
     """
     options = {"lora_dropout": 0.0, "batch_size": 2, "max_steps": 30, "save_steps": 5, "learning_rate": 1e-3}
     one = new_run("one", **options, gradient_accumulation_steps=2)
     one.complete()
     two = new_run("two", **options, gpus=2)
-    for whom in ("a process", "the launcher"):
-        process = two.start()
-        two.await_step(6 if whom == "a process" else 16)
-        trainers = children(process.pid)
-        assert len(trainers) == 2
-        os.kill(trainers[1] if whom == "a process" else process.pid, signal.SIGKILL)
-        assert two.wait() == (137 if whom == "a process" else -9), two.log
-        await_ends(trainers)
+    launcher = two.start()
+    two.await_step(6)
+    trainers = children(launcher.pid)
+    assert len(trainers) == 2
+    os.kill(trainers[1], signal.SIGKILL)
+    assert two.wait() == 137, two.log
+    await_ends(trainers)
+    two.start()
+    two.await_step(12)
+    assert two.stop() == 75, two.log
+    reached = two.steps
+    assert reached < 30
+    held = checkpoints.examine(two.checkpoints / f"checkpoint-{reached}")
+    assert isinstance(held, checkpoints.Checkpoint)
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in held.path.iterdir()}
     two.complete()
-    assert two.log.count("going on after step") == 2
     losses = [loss for _, loss, _ in one.losses]
     assert [loss for _, loss, _ in two.losses] == pytest.approx(losses, rel=1e-3)
     assert losses[-1] < 0.98 * losses[0]  # steps that change little would hide much
 
 
-def test_bad_rows_refuse_the_data_or_are_left_out(new_run: NewRun, tmp_path: Path) -> None:
+def test_a_dry_run_reports_and_leaves_nothing(
+    new_run: NewRun, transformers_python: str, tmp_path: Path
+) -> None:
+    """With two bad rows, left out and then not."""
     data = tmp_path / "bad.jsonl"
     data.write_text((tmp_path / "chats.jsonl").read_text() + '{"messages": [{"role": "user"}]}\nnot JSON\n')
-    run = new_run(dataset=data, max_steps=2)
-    run.start()
-    assert run.wait() == 65
-    assert "because: bad.jsonl:42" in run.log
-    run.complete(skip_bad_rows=True)
-    assert "left out: bad.jsonl:41" in run.log
-
-
-def test_a_dry_run_reports_and_leaves_nothing(new_run: NewRun, transformers_python: str) -> None:
-    run = new_run()
-    told = json.dumps(run.settings)
-    found = subprocess.run(
-        [transformers_python, TRAINER, "--dry-run", told], capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
-    report = json.loads(found.stdout)
-    assert (report["rows"], report["steps"], report["served_as"]) == (40, 30, "adapter")
+    run = new_run(dataset=str(data))
+    done = []
+    for skip in (True, False):
+        told = json.dumps(run.settings | {"skip_bad_rows": skip})
+        command = [transformers_python, TRAINER, "--dry-run", told]
+        done.append(subprocess.run(command, capture_output=True, text=True, check=False))
+    good, bad = done
+    assert good.returncode == 0, good.stderr
+    report = json.loads(good.stdout)
+    assert (report["rows"], report["bad"], report["steps"], report["served_as"]) == (42, 2, 30, "adapter")
     assert 0 < report["tokens_trained"] < report["tokens"]
     assert report["checkpoint_bytes"] > report["result_bytes"] > 0
+    assert "left out: bad.jsonl:41" in good.stderr
     assert not run.checkpoints.exists()
-    told = json.dumps(run.settings | {"dataset": "/nowhere"})
-    found = subprocess.run(
-        [transformers_python, TRAINER, "--dry-run", told], capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 65
-    assert "/nowhere" in json.loads(found.stdout)["refused"]
+    assert bad.returncode == 65
+    refused = json.loads(bad.stdout)
+    assert "bad.jsonl:42" in "".join(refused["because"]), refused
 
 
 EVENTS = """
@@ -411,21 +371,23 @@ def test_packed_rows_train_as_they_do_alone(new_run: NewRun) -> None:
     assert one == pytest.approx(other, rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_ended_while_it_writes_the_result_it_writes_it_again(new_run: NewRun, number: int) -> None:
-    """All steps are done; an earlier result is served meanwhile.
+def test_ended_while_it_writes_the_result_it_writes_it_again(new_run: NewRun) -> None:
+    """A new run of a completed job; all its steps are done; the earlier result is served meanwhile.
 
-    Result: the earlier one stays as it is until the new one takes its place; nothing is left beside it.
+    Result: that one stays as it is until the new one takes its place; nothing is left beside it.
     """
     run = new_run(merge=True, max_steps=4)
     run.complete()
     earlier = run.weights
-    process = run.start(learning_rate=1e-3)
-    run.until(lambda: any(run.home.glob(".out.sagectl-*")))
-    process.send_signal(number)
-    assert run.wait() == (75 if number == signal.SIGTERM else -9)
-    assert run.weights == earlier
-    run.complete(learning_rate=1e-3)
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
+        left = set(run.home.glob(".out.sagectl-*"))
+        process = run.start(learning_rate=1e-3, max_steps=5)
+        run.until(lambda left=left: bool(set(run.home.glob(".out.sagectl-*")) - left))
+        process.send_signal(number)
+        assert run.wait() == code
+        assert run.weights == earlier
+    run.complete(learning_rate=1e-3, max_steps=5)
+    assert "this is a new one" in run.log
     assert run.weights != earlier
-    assert run.steps == 4
+    assert run.steps == 5
     assert not list(run.home.glob(".out*"))

@@ -599,3 +599,20 @@ def test_the_processes_end_when_one_of_them_does(tmp_path: Path, code: int) -> N
         check=False,
     )
     assert done.returncode == code
+
+
+def test_they_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    waits = "print(os.getpid(), flush=True); signal.pause()"
+    program.write_text(RANKS.replace("code = int(sys.argv[1])", waits))
+    launcher = subprocess.Popen(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+    )
+    assert launcher.stdout is not None
+    pids = [int(launcher.stdout.readline()) for _ in range(2)]
+    launcher.kill()
+    assert launcher.wait(20) == -signal.SIGKILL
+    assert launcher.stdout.read() == b""  # its end: whoever could still write there is gone
+    assert len(set(pids)) == 2

@@ -204,7 +204,7 @@ def test_what_packing_gains(
     """Batches of four rows: examples of different lengths, padded to the longest; or rows full of them."""
     data = chats(tmp_path / "chats.jsonl", rows=2048, most=80)
     model = next(iter(models.values()))
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[int, Ran]]] = {}
     for number in range(ROUNDS):
         for packing in (False, True):
             run = Run(
@@ -215,13 +215,14 @@ def test_what_packing_gains(
                 **{"packing": packing, "batch_size": 4, "max_length": 512, "device": device},
                 **{"lora_dropout": 0.0, "max_steps": STEPS, "save_steps": 10_000},
             )
-            run.complete()
-            steps = {entry["step"]: entry for entry in run.history}
-            first, last = steps[WARM], steps[STEPS]
-            rate = (last["trained_tokens"] - first["trained_tokens"]) / (last["at"] - first["at"])
-            found.setdefault("packed" if packing else "alone", []).append(rate)
-    for name, rates in found.items():
+            ran = observe(run, run.start)
+            steps = {entry["step"]: entry["trained_tokens"] for entry in run.history}
+            found.setdefault("packed" if packing else "alone", []).append((steps[STEPS] - steps[WARM], ran))
+    for name, rans in found.items():
+        rates = [trained / ran.wall for trained, ran in rans]
+        costs = [1e6 * ran.cpu / trained for trained, ran in rans]
         figures.add(
             f"fine-tuning, short rows {name}",
-            f"{statistics.median(rates):,.0f} trained tokens/s ({min(rates):,.0f}–{max(rates):,.0f})",
+            f"{statistics.median(rates):,.0f} trained tokens/s ({min(rates):,.0f}–{max(rates):,.0f}), "
+            f"{statistics.median(costs):,.0f} µs of CPU each ({min(costs):,.0f}–{max(costs):,.0f})",
         )

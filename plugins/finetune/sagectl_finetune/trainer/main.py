@@ -40,6 +40,7 @@ def main(words: Sequence[str]) -> int:
     stop = Stop(settings.directory)
     stop.install()
     _environment(settings)
+    _spare(settings)
     try:
         code = _dry_run(settings) if options.dry_run else _run(settings, stop)
     except Refused as refused:
@@ -68,6 +69,14 @@ def _environment(settings: Settings) -> None:
     if settings.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(settings.state, "tensorboard")))
+
+
+def _spare(settings: Settings) -> None:
+    """Have PEFT find no bitsandbytes where nothing is quantised: else each start spends a second on it."""
+    config: Any = files.load(Path(settings.model, "config.json"))
+    known = isinstance(config, dict) and "quantization_config" not in config
+    if known and settings.stored == "none" and settings.optimizer == "adamw":
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 
 
 def _dry_run(settings: Settings) -> int:
