@@ -221,7 +221,8 @@ def serve(home: Path, config: Path, client: Client, job: str | None) -> int:
 
     def stop(_signum: int, _frame: object) -> None:
         if not asked.is_set():
-            say("\nstopping the engines and sagectld")
+            # In place of the ^C, and of a bar that it stands in.
+            say(("\r\x1b[K" if sys.stderr.isatty() else "\n") + "stopping the engines and sagectld")
         asked.set()
         ended.set()
         daemon.send_signal(signal.SIGTERM)
