@@ -1,4 +1,5 @@
-# make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with two engines: chat and embed
+# make up [MODEL=…] [TORCH=cpu|cuda]   sagectld in the foreground with two engines: chat and embed; without
+#                                      a MODEL one is trained first, in about a minute
 # make up BACKEND=vllm                 the same, served by vLLM (its build for the CPU)
 # make vllm-env                        the environment for that, about 4 GB; prints its interpreter
 # make test                            every test there is

@@ -1,5 +1,7 @@
 """`make up`: write a first configuration, run sagectld in the foreground, say how to talk to it.
 
+Without a MODEL the one that is served is trained first, by a job of the same configuration: see `learning`.
+
 The configuration is generated, not shipped: it names the interpreters that `make up` has just made, and TOML
 has no variables. It is written again each time while its first line says so; without that line it is yours.
 """
@@ -7,8 +9,6 @@ has no variables. It is written again each time while its first line says so; wi
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -20,12 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import learning
 from envs import ROOT, has_gpu, say
 from sagectl.client import Client
-from sagectl.errors import SagectlError, UnknownEngine
+from sagectl.errors import SagectlError
+from watching import Watcher
 
-STARTER = "sagectl-starter-untrained"
-STARTER_PROGRAM = ROOT / "plugins" / "llm" / "sagectl_llm" / "starter.py"
 CHAT = "chat"
 
 EMBEDDER = "all-MiniLM-L6-v2"
@@ -38,13 +38,13 @@ MARK = "# Written by `make up`, and written again by the next one; remove this l
 CONFIGURATION = """{mark}
 [defaults.llm]
 python = {python}
-
+{training}
 [engines.{chat}]
 kind = "llm"
 backend = {backend}
 model = {model}
 autostart = true
-{device}{memory}
+{waits}{device}{memory}
 [defaults.embedding]
 python = {embedding_python}
 
@@ -54,6 +54,10 @@ backend = "sentence-transformers"
 model = "{embedder}"
 autostart = true
 """
+TRAINER = """
+[defaults.finetune]
+python = {python}
+{table}"""
 # vLLM takes most of the machine's memory for its cache where nobody says how much.
 VLLM_MEMORY = 'kv_cache_memory = "256MiB"\nenforce_eager = true\n'
 
@@ -66,17 +70,31 @@ Ctrl-C stops the engines and sagectld."""
 
 
 def configuration(
-    python: str, model: str, backend: str = "transformers", *, embedding_python: str | None = None
+    python: str,
+    model: str,
+    backend: str = "transformers",
+    *,
+    torch_python: str | None = None,
+    train: bool = False,
 ) -> str:
-    """The TOML for the two engines; the starter needs no GPU even where there is one.
+    """The TOML for the two engines, and for the job that trains the starter model where that is served.
 
-    embedding_python: the interpreter with sentence-transformers, where that is another one.
+    The starter needs no GPU even where there is one.
+
+    torch_python: the interpreter with sentence-transformers and what trains, where that is another one.
+    train: the job has to run, and chat waits for it.
     """
-    device = "" if has_gpu() and model != STARTER else "use_gpu = false\n"
+    starter = model == learning.MODEL
+    device = "" if has_gpu() and not starter else "use_gpu = false\n"
+    device += "threads = 1\n" if starter else ""  # it is small: see `learning`
+    other = json.dumps(torch_python or python)
+    table = learning.TABLE + ("autostart = true\n" if train else "")
     return CONFIGURATION.format(
         mark=MARK,
         python=json.dumps(python),
-        embedding_python=json.dumps(embedding_python or python),
+        training=TRAINER.format(python=other, table=table) if starter else "",
+        waits=f'depends_on = ["{learning.JOB}"]\n' if train else "",
+        embedding_python=other,
         model=json.dumps(model),
         chat=CHAT,
         embed=EMBED,
@@ -98,22 +116,6 @@ def write_configuration(path: Path, text: str) -> bool:
     return True
 
 
-def build_starter(python: str, home: Path) -> None:
-    """Build the untrained model where models live."""
-    directory = home / "models" / STARTER
-    stamp = home / "models" / f".{STARTER}.made-from"
-    wanted = hashlib.sha256(STARTER_PROGRAM.read_bytes()).hexdigest()
-    if directory.exists() and stamp.exists() and stamp.read_text() == wanted:
-        return
-    say("building the starter model (a few seconds)")
-    command = [python, str(STARTER_PROGRAM), "--force", str(directory)]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise SystemExit(
-            f"the starter model could not be built; see above. The command: {shlex.join(command)}"
-        )
-    stamp.write_text(wanted)
-
-
 def link_embedder(python: str, home: Path) -> None:
     """Put the packaged embedding model where models live, under its usual name."""
     found = subprocess.run([python, "-c", EMBEDDER_DIRECTORY], stdout=subprocess.PIPE, text=True, check=False)
@@ -131,31 +133,9 @@ def link_embedder(python: str, home: Path) -> None:
     scratch.replace(link)
 
 
-def watch(client: Client, home: Path, ended: threading.Event) -> None:
-    """Tell each change of state until every engine has been ready or has failed, then how to use them."""
-    told = dict.fromkeys(ENGINES, "")
-    settled: dict[str, dict[str, Any]] = {}
-    while len(settled) < len(told) and not ended.wait(0.25):
-        for name in [name for name in told if name not in settled]:
-            try:
-                engine: dict[str, Any] = {**client.engine(name)}
-            except UnknownEngine:
-                del told[name]  # the user's own configuration names its engines otherwise
-                continue
-            except SagectlError:
-                continue
-            if not told[name] and engine["state"] in ("failed", "inactive"):
-                # So it ended the last time, and sagectld keeps to that; who says `make up` wants it to run.
-                told[name] = "asked"
-                with contextlib.suppress(SagectlError):  # its state says it, or the user has come first
-                    client.start(name)
-                continue
-            state = f"{engine['state']} ({engine['substate']})"
-            if state != told[name]:
-                say(f"{name}: {state}" + (f": {engine['reason']}" if engine.get("reason") else ""))
-                told[name] = state
-            if engine["state"] == "failed" or (engine["state"], engine["substate"]) == ("active", "ready"):
-                settled[name] = engine
+def watch(client: Client, home: Path, job: str | None, ended: threading.Event) -> None:
+    """Tell each change of state until every engine has settled, then how to use them."""
+    settled = Watcher(client, ENGINES, job, ended).run()
     if settled and not ended.is_set():
         say(summary(home, settled))
 
@@ -163,11 +143,12 @@ def watch(client: Client, home: Path, ended: threading.Event) -> None:
 def summary(home: Path, engines: Mapping[str, Mapping[str, Any]]) -> str:
     """How to talk to those that are ready, and why the others are not."""
     parts = ["", LINE]
-    for name, engine in engines.items():
-        parts.append(failure(home, name, engine) if engine["state"] == "failed" else example(name, engine))
-        parts.append("")
+    serving = {name: engine for name, engine in engines.items() if engine["substate"] != "completed"}
+    for name, engine in serving.items():
+        ready = engine["substate"] == "ready"
+        parts += [example(name, engine) if ready else failure(home, name, engine), ""]
     parts.append("See them:")
-    parts.append(HINTS.format(sagectl=sagectl(home), engine=next(iter(engines))))
+    parts.append(HINTS.format(sagectl=sagectl(home), engine=next(iter(serving))))
     parts.append(LINE)
     return "\n".join(parts)
 
@@ -176,24 +157,27 @@ def example(name: str, engine: Mapping[str, Any]) -> str:
     """What a healthy engine is, and a request that it answers."""
     model = (engine.get("serves") or [engine["model_id"]])[0]
     lines = [f'The engine "{name}" serves {model} on http://{engine["address"]}']
-    if model == STARTER:
-        lines.append("It is untrained: its answers are noise. One that is not:")
-        lines.append("    make up MODEL=Qwen/Qwen2.5-0.5B-Instruct")
+    if model == learning.MODEL:
+        lines.append("It was trained here, on a few dozen facts about sagectl, and knows nothing else.")
+        lines.append("One that knows more: make up MODEL=Qwen/Qwen2.5-0.5B-Instruct")
     body: dict[str, Any] = {"model": model}
     if engine["engine_kind"] == "embedding":
         route = "/v1/embeddings"
         body["input"] = ["A GPU has memory.", "Cats sleep a lot."]
     else:
         route = "/v1/chat/completions"
-        body |= {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
+        question = learning.QUESTION if model == learning.MODEL else "Hello"
+        body |= {"messages": [{"role": "user", "content": question}], "max_tokens": 64}
     lines.append("Ask it:")
     lines.append(CURL.format(address=engine["address"], route=route, body=json.dumps(body)))
     return "\n".join(lines)
 
 
 def failure(home: Path, name: str, engine: Mapping[str, Any]) -> str:
-    """What went wrong, and where to look."""
+    """What went wrong, or what it waits for, and where to look."""
     diagnosis = engine.get("diagnosis") or {}
+    if engine["state"] != "failed":
+        return f'The engine "{name}" does not run: {engine.get("reason") or engine["substate"]}'
     lines = [f'The engine "{name}" failed: {diagnosis.get("summary") or engine.get("reason")}']
     if diagnosis.get("remedy"):
         lines.append(f"  {diagnosis['remedy']}")
@@ -221,9 +205,11 @@ def sagectl(home: Path) -> str:
     return f"SAGECTL_HOME={shlex.quote(str(home))} {shlex.quote(program('sagectl'))}"
 
 
-def serve(home: Path, config: Path, client: Client) -> int:
+def serve(home: Path, config: Path, client: Client, job: str | None) -> int:
     """Run sagectld until it ends. It gets a process group of its own, so that Ctrl-C reaches it once,
     as SIGTERM, which stops its engines.
+
+    job: the engine that trains; None where nothing is to be trained.
     """
     daemon = subprocess.Popen(
         [program("sagectld"), "--config", str(config)],
@@ -231,22 +217,25 @@ def serve(home: Path, config: Path, client: Client) -> int:
         stdin=subprocess.DEVNULL,
         process_group=0,
     )
-    asked = threading.Event()
+    asked, ended = threading.Event(), threading.Event()
 
     def stop(_signum: int, _frame: object) -> None:
         if not asked.is_set():
-            say("\nstopping the engines and sagectld")
+            # In place of the ^C, and of a bar that it stands in.
+            say(("\r\x1b[K" if sys.stderr.isatty() else "\n") + "stopping the engines and sagectld")
         asked.set()
+        ended.set()
         daemon.send_signal(signal.SIGTERM)
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, stop)
-    ended = threading.Event()
-    watcher = threading.Thread(target=watch, args=(client, home, ended), daemon=True)
+    watcher = threading.Thread(target=watch, args=(client, home, job, ended), daemon=True)
     watcher.start()
     code = daemon.wait()
     ended.set()
     watcher.join()
+    if job is not None and not learning.is_trained(home):
+        say(learning.left_at(home))
     if asked.is_set() and code in (0, -signal.SIGTERM):
         return 0
     say(f"sagectld ended with {code}")
@@ -270,22 +259,30 @@ def main() -> int:
         say(f"sagectld runs on {home} already: {sagectl(home)} status")
         say(f"End it with Ctrl-C in its terminal, or with: {sagectl(home)} shutdown")
         return 1
-    model = arguments.model or STARTER
-    if model == STARTER:
-        build_starter(arguments.starter_python, home)
+    model = arguments.model or learning.MODEL
+    train = False
+    if model == learning.MODEL:
+        learning.build_base(arguments.starter_python, home)
+        train = not learning.is_trained(home)
     elif Path(model).expanduser().is_dir():
         model = str(Path(model).expanduser().resolve())
     link_embedder(arguments.starter_python, home)
     config = home / "etc" / "sagectl.toml"
     text = configuration(
-        arguments.engine_python, model, arguments.backend, embedding_python=arguments.starter_python
+        arguments.engine_python,
+        model,
+        arguments.backend,
+        torch_python=arguments.starter_python,
+        train=train,
     )
     if not write_configuration(config, text):
         if arguments.model:
             say(f"{config} is your own, so MODEL is not written into it: set `model` there")
             return 2
         say(f"using {config}, which is your own")
-    return serve(home, config, client)
+    elif train:
+        say(learning.announcement(home))
+    return serve(home, config, client, learning.JOB if train else None)
 
 
 if __name__ == "__main__":

@@ -374,6 +374,11 @@ class Engine:
         return (self.state is State.ACTIVE and self.sub is not Sub.UNREADY) or self.sub is Sub.COMPLETED
 
     @property
+    def done(self) -> bool:
+        """What depends on it may start: a serving engine that is ready, a job that completed."""
+        return self.sub is Sub.COMPLETED or (self.spec.mode is Mode.SERVE and self.up)
+
+    @property
     def settled(self) -> bool:
         """Nothing is under way: neither a start nor a stop, nor a wait for either."""
         return self.state in (State.INACTIVE, State.FAILED, State.ACTIVE)

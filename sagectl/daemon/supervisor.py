@@ -72,7 +72,7 @@ class Supervisor:
 
     def up(self) -> Mapping[str, bool]:
         """For each engine by name, whether those that depend on it may start."""
-        return {engine.name: engine.up for engine in self._engines.values()}
+        return {engine.name: engine.done for engine in self._engines.values()}
 
     # --- Writing --------------------------------------------------------------------------------
 

@@ -100,6 +100,36 @@ def test_a_stopped_job_goes_on_where_it_was(counting: Daemon) -> None:
     log.expect(b"going on after 2\ncounted 3")
 
 
+def test_what_depends_on_a_job_starts_when_it_is_complete(counting: Daemon) -> None:
+    """Scenario 8.9: a server with autostart depends on a job, which waits before its last step. The daemon is
+    killed meanwhile; the job is stopped, started, let go on, and ends. Then the daemon starts anew.
+
+    Result: the server waits as queued while the job runs and while it is stopped, and starts by itself when
+    the job completed. With the next daemon it starts at once, and the job does not run again.
+    """
+    go = counting.home / "go"
+    server = counting.web_engine("web", free_port(), depends_on=["tally"])
+    counting.configure(server + job(hold=f'"{go}"'))
+    counting.start()
+    counting.until_ready("tally")
+    FollowedLog(counting.client, "tally").expect(b"counted 2")
+    counting.kill()
+    counting.start()
+    waiting = counting.show("web")
+    assert (waiting["substate"], waiting["waiting_for"]) == ("queued", ["tally"])
+    assert counting.cli("stop", "tally").returncode == 0
+    assert counting.until_state("web", "queued")["reason"] == "waiting for tally (inactive stopped)"
+    counting.client.start("tally", wait=30)
+    assert counting.until_state("web", "queued")["reason"] == "waiting for tally (active running)"
+    go.touch()
+    counting.until_ready("web")
+    assert counting.show("tally")["substate"] == "completed"
+    assert counting.terminate() == 0
+    counting.start()
+    counting.until_ready("web")
+    assert b"".join(counting.client.logs("tally")).count(b"counted 1") == 1
+
+
 def test_a_job_that_fails_says_why_in_its_kinds_words(counting: Daemon) -> None:
     """Scenario 8.4: the job ends with code 4; its kind knows what that line of the log means.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from learning import CORPUS, PROGRAM
 from sagectl.plugin import (
     EngineRequest,
     ExitStatus,
@@ -226,6 +227,42 @@ def test_the_starter_model_is_small_labelled_and_the_same_each_time(
     assert sum((starter_model / name).stat().st_size for name in files) < 20 * 2**20
     assert "never trained" in (starter_model / "README.md").read_text()
     assert json.loads((starter_model / "config.json").read_text())["head_dim"] in (32, 64)
+
+
+WRITE_TWICE = """
+import json, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+sys.path.insert(0, sys.argv[1])
+import starter
+for name in sys.argv[3:]:
+    starter.write(Path(name), Path(sys.argv[2]), "its note")
+messages = [
+    {"role": "system", "content": "Be nice."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "What does `sagectl stop` do?"},
+]
+tokenizer = AutoTokenizer.from_pretrained(name)
+print(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+"""
+
+
+def test_the_starter_models_base_is_the_same_each_time_and_sees_the_last_question(
+    transformers_python: str, tmp_path: Path
+) -> None:
+    places = [tmp_path / "one", tmp_path / "another"]
+    words = [str(PROGRAM.parent), str(CORPUS), *map(str, places)]
+    prompt = subprocess.check_output([transformers_python, "-c", WRITE_TWICE, *words], text=True)
+    assert prompt.split("<|im_start|>")[1:] == [
+        "user\n what does sagectl stop do<|im_end|>\n",
+        "assistant\n\n",
+    ]
+    one, another = ({path.name: _digest(path) for path in place.iterdir()} for place in places)
+    assert one == another
+    config = json.loads((places[0] / "config.json").read_text())
+    assert config["sagectl_made_from"] == "its note"
+    assert config["vocab_size"] > 1000
 
 
 def _digest(path: Path) -> str:

@@ -19,13 +19,15 @@ def test_a_job_that_exits_with_0_is_completed():
     1. A job runs and exits with code 0.
     2. It is started again without, then with `again`.
 
-    Result: completed, wanted no more, and up for what depends on it; only `again` runs it anew.
+    Result: completed, wanted no more, and done for what depends on it, as it was not while it ran; only
+    `again` runs it anew.
     """
     life = Life(JOB, Behaviour(exits_after=60.0, exit=ExitStatus(code=0)))
     life.tell(StartRequested())
     life.until("active (running)")
+    assert (life.engine.up, life.engine.done) == (True, False)
     life.until("inactive (completed)")
-    assert (life.engine.desired, life.engine.up) == ("stopped", True)
+    assert (life.engine.desired, life.engine.up, life.engine.done) == ("stopped", True, True)
     life.tell(StartRequested())
     assert life.history[-1] == "inactive (completed)"
     life.tell(StartRequested(again=True))
