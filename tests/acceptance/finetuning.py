@@ -93,10 +93,10 @@ class Run:
         """Return when this step was logged."""
         self.until(lambda: self.steps >= step)
 
-    def until(self, wanted: Callable[[], bool]) -> None:
+    def until(self, wanted: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Look until it is so; nothing tells of it."""
         assert self.process is not None
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not wanted():
             assert self.process.poll() is None, self.log
             assert time.monotonic() < end, self.log

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 ROUNDS = sized(5, 1)
 WARM = 3
 """Steps before those that are measured."""
-STEPS = WARM + sized(30, 5)
+STEPS = WARM + sized(20, 5)
 TICK = os.sysconf("SC_CLK_TCK")
 WIDE = {
     **{"vocab_size": 32_768, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4},
@@ -103,7 +103,7 @@ def observe(run: Run, start: Callable[[], Any]) -> Ran:
         return step in cpu
 
     for step in (WARM, STEPS):
-        run.until(lambda step=step: seen(step))
+        run.until(lambda step=step: seen(step), patience=3600)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, run.log

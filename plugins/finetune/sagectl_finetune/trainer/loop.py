@@ -47,7 +47,7 @@ class _Aborted(Exception):
 
 def arguments(settings: Settings, *, device: str, dtype: str, total: int, evaluates: bool) -> Any:
     """What the Trainer is told."""
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=settings.checkpoints,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
@@ -79,6 +79,9 @@ def arguments(settings: Settings, *, device: str, dtype: str, total: int, evalua
         ignore_data_skip=False,
         ddp_find_unused_parameters=False if settings.gpus > 1 else None,
     )
+    # Where more GPUs are visible than processes train, a batch would be split over them in one process.
+    made._n_gpu = min(1, made.n_gpu)
+    return made
 
 
 class Collator:
