@@ -280,7 +280,8 @@ def main() -> int:
             say(f"{config} is your own, so MODEL is not written into it: set `model` there")
             return 2
         say(f"using {config}, which is your own")
-    elif train:
+        train = train and f"[engines.{learning.JOB}]" in config.read_text(encoding="utf-8")
+    if train:
         say(learning.announcement(home))
     return serve(home, config, client, learning.JOB if train else None)
 
