@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import stat
@@ -18,7 +19,7 @@ from contextlib import suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
 from .model import DataError, RowError
 
@@ -88,7 +89,7 @@ def size(path: Path) -> int:
         return 0
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     """Raises OSError, also for a pipe or a device: reading one may never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is no regular file")
