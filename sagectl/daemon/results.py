@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ from sagectl.system.journal import Journal
 from sagectl.system.probes import Target
 
 log = logging.getLogger("sagectl.results")
+
+END_SECONDS = 2.0
+"""An engine that does not take a result in because it ended is heard of by then."""
 
 
 class Operations(Protocol):
@@ -60,6 +64,8 @@ class Results:
         self._target = target
         self._models_dir = models_dir
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Results that are to have one name are served one after the other."""
 
     # --- When ------------------------------------------------------------------------------------
 
@@ -109,18 +115,28 @@ class Results:
     # --- A result --------------------------------------------------------------------------------
 
     async def _serve(self, job_id: str, serving: Serving) -> None:
-        successor = serving.successor
-        why = rules.conflict(self._supervisor, successor, self._models_dir)
+        name = serving.successor.name
+        if self._taken(job_id, serving):
+            return
+        async with self._turns[name]:
+            await self._await_return(job_id, serving)
+            if self._taken(job_id, serving):
+                return
+            if self._supervisor.named(name) is None and await self._load_somewhere(job_id, serving):
+                return
+            if self._taken(job_id, serving):
+                return
+            try:
+                await self._serve_alone(job_id, serving)
+            except SagectlError as error:
+                self._fail(job_id, serving, str(error))
+
+    def _taken(self, job_id: str, serving: Serving) -> bool:
+        """Whether somebody else answers to the name, who may have come while this one waited."""
+        why = rules.conflict(self._supervisor, serving.successor, self._models_dir)
         if why is not None:
             self._fail(job_id, serving, why)
-            return
-        await self._await_return(job_id, serving)
-        if self._supervisor.named(successor.name) is None and await self._load_somewhere(job_id, serving):
-            return
-        try:
-            await self._serve_alone(job_id, serving)
-        except SagectlError as error:
-            self._fail(job_id, serving, str(error))
+        return why is not None
 
     async def _await_return(self, job_id: str, serving: Serving) -> None:
         """An engine that serves the earlier result and is restarting now is the one to get this."""
@@ -131,8 +147,11 @@ class Results:
             self._tell(job_id, replace(serving, text=text))
             await self._supervisor.until(lambda: rules.returning(self._supervisor, name) is None)
 
-    async def _load_somewhere(self, job_id: str, serving: Serving) -> bool:
-        """Have a running engine take it in. False where none does, and it needs one of its own."""
+    async def _load_somewhere(self, job_id: str, serving: Serving, *, again: bool = False) -> bool:
+        """Have a running engine take it in. False where none does, and it needs one of its own.
+
+        again: an engine that ended meanwhile is not waited for once more; the result may be why it ended.
+        """
         name = serving.successor.name
         for engine in rules.candidates(self._supervisor, serving.successor):
             trouble = await self._load(engine, serving.successor.model, name, job_id)
@@ -143,11 +162,25 @@ class Results:
                 return True
             text = f"the engine {engine.name} does not take it in: {trouble}"
             if rules.has(engine, name):
+                if not again and await self._ended(engine):
+                    await self._await_return(job_id, serving)
+                    if self._taken(job_id, serving):
+                        return True
+                    return await self._load_somewhere(job_id, serving, again=True)
                 # It goes on with the earlier result, and two must not answer to one name.
                 self._fail(job_id, serving, f"{text}; what it serves under that name is the earlier result")
                 return True
             self._journal.record(self._name(job_id), job_id, "serving", text)
         return False
+
+    async def _ended(self, engine: Engine) -> bool:
+        """Whether its process is another one now, or none; that is heard of a moment after it ended."""
+
+        def ended() -> bool:
+            now = self._supervisor.get(engine.id)
+            return now is None or now.generation != engine.generation or now.sub is not Sub.READY
+
+        return await self._supervisor.until(ended, END_SECONDS)
 
     async def _serve_alone(self, job_id: str, serving: Serving) -> None:
         """By an engine of its own, which was there already or is made now. Raises SagectlError."""

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +26,11 @@ class Library:
         self._tables = "[defaults.reader]\nrestart = { limit = 3, delay = 0 }\n"
         self.draft = daemon.home / "draft"
         self.output = daemon.home / "models" / "poem"
-        keys = {"draft": str(self.draft), "output": str(self.output), "serve_as": "poem"}
-        self._add("write", "writer", **keys)
+        self.writer("write", self.output)
+
+    def writer(self, name: str, output: Path) -> None:
+        """A job, the result of which is to be read out as `poem`."""
+        self._add(name, "writer", draft=str(self.draft), output=str(output), serve_as="poem")
 
     def _add(self, name: str, kind: str, **keys: Any) -> None:
         lines = [f"{key} = {json.dumps(value)}" for key, value in {"kind": kind, **keys}.items()]
@@ -42,19 +46,19 @@ class Library:
         quick = {"autostart": True, "port": self.ports[name], **keys}
         self._add(name, "reader", model=str(place), **quick)
 
-    def write(self, text: str, *words: str) -> None:
+    def write(self, text: str, *words: str, job: str = "write") -> None:
         """The job, with this for a result."""
         self.draft.write_text(text)
-        answer = self.daemon.cli("start", "write", *words)
+        answer = self.daemon.cli("start", job, *words)
         assert answer.returncode == 0, answer.stderr
 
-    def served(self) -> dict[str, Any]:
+    def served(self, job: str = "write") -> dict[str, Any]:
         """What became of it, once that is decided."""
 
         def decided(engine: Any) -> bool:
             return engine["substate"] == "completed" and (engine["serving"] or {}).get("phase") != "pending"
 
-        return dict(self.daemon.until("write", decided, "the result to be served or not")["serving"] or {})
+        return dict(self.daemon.until(job, decided, "the result to be served or not")["serving"] or {})
 
     def read(self, engine: str, name: str) -> str:
         """What a server reads out, "" for a name that it does not know."""
@@ -256,3 +260,76 @@ def test_the_next_daemon_goes_on_with_the_serving(library: Library) -> None:
     assert library.served()["phase"] == "served"
     assert library.read("poem", "poem") == "first"
     assert len(daemon.tree("poem")) == 1
+
+
+def test_two_results_that_are_to_have_one_name_at_once(library: Library) -> None:
+    """Scenario 23.8: a server is taking in a result when another job completes, whose result is to be read
+    out under the same name.
+
+    Result: the first one is read out; the second job says that it is not served, and why.
+    """
+    daemon = library.daemon
+    library.reader("open", "mine", open=True)
+    other = daemon.home / "models" / "other"
+    library.writer("second", other)
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("long")
+    daemon.until_state("write", "completed")
+    library.write("short", job="second")
+    daemon.until_state("second", "completed")
+    (library.output / "read").touch()
+    assert library.served()["phase"] == "served"
+    failed = library.served("second")
+    assert failed["text"] == f"not served as poem: the engine open serves {library.output} under that name"
+    assert library.read("open", "poem") == "long"
+
+
+def test_an_engine_that_is_killed_while_it_takes_a_result_in(library: Library) -> None:
+    """Scenario 23.9: a server that reads out a result is taking in the next one when it gets SIGKILL.
+
+    Result: the one that comes up in its place reads the next one out, and the job says so.
+    """
+    daemon = library.daemon
+    library.reader("open", "mine", open=True)
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("first")
+    assert library.served()["phase"] == "served"
+    library.write("long", "--again")
+    daemon.until_state("write", "completed")
+    pid = library.pid("open")
+    kill(pid)
+    daemon.until("open", lambda engine: engine["pid"] not in (None, pid))
+    (library.output / "read").touch()
+    assert library.served()["text"] == "served as poem by the engine open"
+    assert library.read("open", "poem") == "long"
+    assert len(daemon.client.engines()) == 2
+
+
+def test_a_name_that_is_taken_while_a_result_waits(library: Library) -> None:
+    """Scenario 23.10: a result waits for the server that had the earlier one; meanwhile an engine of its
+    name, with a text of its own, is put into the configuration.
+
+    Result: the job says so; that engine goes on in the same process.
+    """
+    daemon = library.daemon
+    library.reader("other", "mine")
+    library.reader("open", "mine", open=True, depends_on=["other"])
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("first")
+    assert library.served()["phase"] == "served"
+    text = daemon.home / "models" / "text-of-other" / "text"
+    text.rename(text.with_name("elsewhere"))
+    assert daemon.cli("stop", "open", "other").returncode == 0
+    daemon.client.start("open")
+    daemon.until("open", lambda engine: engine["substate"] == "queued")
+    library.write("second", "--again")
+    daemon.until("write", lambda engine: "when the engine open is ready" in engine["reason"])
+    library.reader("poem", "mine")
+    assert daemon.cli("reload").returncode == 0
+    pid = daemon.until_ready("poem")[0]["pid"]
+    assert daemon.cli("stop", "open").returncode == 0
+    assert "there is an engine poem already" in library.served()["text"]
+    assert daemon.show("poem")["pid"] == pid

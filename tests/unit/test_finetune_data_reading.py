@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,6 +186,36 @@ def test_messages_in_a_cell_of_a_csv_file(tmp_path: Path) -> None:
     cell = json.dumps(CHAT["messages"]).replace('"', '""')
     rows = read(written(tmp_path, "a.csv", f'id,messages\n1,"{cell}"\n'))
     assert [[message["content"] for message in example.messages] for example in rows] == [["Q", "A"]]
+
+
+def test_what_is_no_file_or_cannot_be_opened_is_a_bad_row_of_its_own(tmp_path: Path) -> None:
+    written(tmp_path, "a.jsonl", ONE)
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    for name in ("pipe.jsonl", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)  # whoever opened it would wait for ever
+    rows = read(tmp_path, skip_bad_rows=True)
+    assert [example.text for example in rows] == ["one"]
+    assert [str(row) for row in rows.bad] == [
+        "gone.jsonl: cannot be read: No such file or directory",
+        "loop.jsonl: cannot be read: Too many levels of symbolic links",
+        "pipe.jsonl: cannot be read: it is no regular file",
+        "pipe.parquet: cannot be read: it is no regular file",
+    ]
+    assert rows.sha256 == read(written(tmp_path, "b/a.jsonl", ONE)).sha256
+
+
+def test_numbers_that_python_does_not_read_are_bad_rows(tmp_path: Path) -> None:
+    number = '{"text": ' + "1" * 5000 + "}"
+    assert "thousands of digits" in bad(written(tmp_path, "a.jsonl", number))[0][1]
+    assert "thousands of digits" in bad(written(tmp_path, "a.json", f"[{number}]"))[0][1]
+
+
+def test_the_name_of_a_file_can_be_printed(tmp_path: Path) -> None:
+    os.rename(written(tmp_path, "a.jsonl", "x"), os.fsencode(tmp_path) + b"/\xff.jsonl")
+    rows = read(tmp_path)
+    assert list(rows) == []
+    assert rows.bad[0].file == rows.names()[0] == "\ufffd.jsonl"
 
 
 def test_progress_is_told_in_bytes(tmp_path: Path) -> None:

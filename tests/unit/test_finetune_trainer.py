@@ -485,6 +485,63 @@ def test_a_place_for_the_result_that_is_not_ours_is_refused(tmp_path: Path) -> N
         result.check(replace(settings, output="/proc/1/here/there"))
 
 
+def test_a_place_where_the_result_could_not_be_put_is_refused_before_the_training(tmp_path: Path) -> None:
+    settings = a_job(tmp_path)
+    with pytest.raises(Refused, match=r"nothing can be made beside .*File name too long"):
+        result.check(replace(settings, output=str(tmp_path / ("n" * 250))))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(Refused, match="is a link to itself"):
+        result.check(replace(settings, output=str(tmp_path / "loop")))
+    with pytest.raises(Refused, match="is a mount point"):
+        result.check(replace(settings, output="/proc"))
+
+
+@pytest.mark.parametrize("name", ["model", "dataset", "checkpoints"])
+def test_a_result_that_would_replace_what_the_job_reads_is_refused(tmp_path: Path, name: str) -> None:
+    """An earlier result lies in `place`, so that it is a job's to replace; a link leads there, too."""
+    place = tmp_path / "place"
+    (place / "deeper").mkdir(parents=True)
+    (place / "sagectl.json").touch()
+    (tmp_path / "link").symlink_to(place)
+    for below in ("place", "place/deeper", "link/deeper"):
+        with pytest.raises(Refused, match="is where the"):
+            result.check(a_job(tmp_path, output=str(place), **{name: str(tmp_path / below)}))
+
+
+def test_a_result_among_the_data_is_refused(tmp_path: Path) -> None:
+    """The next run would read its files as data."""
+    settings = a_job(tmp_path)
+    Path(settings.dataset).mkdir()
+    with pytest.raises(Refused, match="all files there are the data"):
+        result.check(replace(settings, output=f"{settings.dataset}/out"))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_the_result_is_put_where_it_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    class Tokenizer:
+        def save_pretrained(self, place: Path) -> None:
+            (place / "tokenizer.json").touch()
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    other = disk / ".other.sagectl-1"  # another job's, of which `*` must not remove anything
+    other.mkdir()
+    target = disk / "*"
+    if there:
+        target.mkdir()
+    link = tmp_path / "output"
+    link.symlink_to(target)
+    settings = a_job(tmp_path, output=str(link))
+    result.check(settings)
+    monkeypatch.setattr(result, "_save", lambda settings, trained, place: (place / "model").touch())
+    result.write(settings, None, Tokenizer(), {})
+    assert link.is_symlink()
+    assert sorted(os.listdir(target)) == ["model", "sagectl.json", "tokenizer.json"]
+    assert sorted(os.listdir(disk)) == ["*", ".other.sagectl-1"]
+
+
 def test_nobody_who_listens_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nowhere"))
     notify.status("training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -76,7 +77,7 @@ class Rows:
                 yield made
 
     def _raw(self) -> Iterator[tuple[str, int, Any]]:
-        sizes = [path.stat().st_size for path in self.files]
+        sizes = [sources.size(path) for path in self.files]
         total, done = sum(sizes), 0
 
         def here(read: int) -> None:
@@ -102,7 +103,8 @@ class Rows:
         return example(value, form, name, number)
 
     def _name(self, path: Path) -> str:
-        return path.name if path == self._root else path.relative_to(self._root).as_posix()
+        name = path.name if path == self._root else path.relative_to(self._root).as_posix()
+        return os.fsencode(name).decode(errors="replace")  # it is printed, and may be no UTF-8
 
     def reject(self, file: str, number: int, reason: str) -> None:
         """Take a row into the account of bad ones."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -70,12 +73,27 @@ def suffix(path: Path) -> str:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """SHA-256 of what the files hold, in their order; names do not count."""
+    """SHA-256 of what the files hold, in their order; names do not count, nor what cannot be read."""
     whole = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
+        with suppress(OSError), _opened(path) as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
+
+
+def size(path: Path) -> int:
+    """Its bytes; 0 where it cannot be read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """Raises OSError, also for a pipe or a device: reading one may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+    return path.open("rb")
 
 
 def rows(path: Path, progress: Callable[[int], None] = lambda done: None) -> Iterator[Raw]:
@@ -86,9 +104,10 @@ def rows(path: Path, progress: Callable[[int], None] = lambda done: None) -> Ite
     kind = suffix(path)
     try:
         if kind == ".parquet":
+            _opened(path).close()
             yield from _parquet(path, progress)
             return
-        with path.open("rb") as raw:
+        with _opened(path) as raw:
             mark = MARKS.get(raw.read(2))
             raw.seek(0)
             if mark is not None:
@@ -101,7 +120,8 @@ def rows(path: Path, progress: Callable[[int], None] = lambda done: None) -> Ite
                     progress(raw.tell())
                 yield row
     except (OSError, EOFError, zlib.error) as error:
-        yield 0, RowError(f"cannot be read: {error}")
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        yield 0, RowError(f"cannot be read: {why}")
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -127,6 +147,8 @@ def _parsed(text: str) -> Any:
         return RowError(f"is not JSON: {_what(error)} at column {error.colno}")
     except RecursionError:
         return RowError("is not JSON that can be read: it is nested too deeply")
+    except ValueError:  # Python's limit, against numbers that take hours
+        return RowError("is not JSON that can be read: it has a number of thousands of digits")
 
 
 def _what(error: json.JSONDecodeError) -> str:
@@ -162,6 +184,9 @@ def _json(file: IO[bytes]) -> Iterator[Raw]:
         return
     except RecursionError:
         yield 0, RowError("is nested too deeply to be read")
+        return
+    except ValueError:
+        yield 0, RowError("has a number of thousands of digits, which cannot be read")
         return
     if not isinstance(whole, list):
         whole = _rows_of(whole) if isinstance(whole, dict) and _rows_of(whole) else [whole]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,13 +20,10 @@ _UNWANTED = ("README.md", "training_args.bin")
 
 def check(settings: Settings) -> None:
     """Raise Refused where the result cannot be written, before anything is trained."""
-    output = Path(settings.output)
-    if output.exists() and not (output / CARD).exists():
-        what = "is not a directory" if not output.is_dir() else None
-        if output.is_dir() and any(output.iterdir()):
-            what = f"holds files that no job wrote (it has no {CARD})"
-        if what is not None:
-            raise Refused(f"output: {output} {what}", "name another directory, or empty that one")
+    output = _place(settings)
+    what = _apart(settings, output) or _not_ours(output)
+    if what is not None:
+        raise Refused(f"output: {output} {what[0]}", what[1])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,16 +31,69 @@ def check(settings: Settings) -> None:
             f"output: {output.parent} cannot be made: {error.strerror}",
             "name a directory that can be written",
         ) from error
-    if not os.access(output.parent, os.W_OK):
-        raise Refused(f"output: {output.parent} cannot be written", "give the job's user access to it")
+    try:
+        scratch = _scratch(output)
+        scratch.mkdir()
+        scratch.rmdir()
+    except OSError as error:
+        raise Refused(
+            f"output: nothing can be made beside {output}, where it is put together: {error.strerror}",
+            f"give the job's user access to {output.parent}, or name another directory",
+        ) from error
+
+
+def _apart(settings: Settings, output: Path) -> tuple[str, str] | None:
+    """The result takes the place of all that is in its directory: what would go with it, and the remedy."""
+    read = {
+        "the model": settings.model,
+        "the data": settings.dataset,
+        "the checkpoints": settings.checkpoints,
+    }
+    for what, path in read.items():
+        if os.path.isabs(path) and Path(os.path.realpath(path)).is_relative_to(output):
+            return (
+                f"is where {what} of the job {'is' if what == 'the model' else 'are'}",
+                "name another directory",
+            )
+    data = Path(os.path.realpath(settings.dataset))
+    if data.is_dir() and output.is_relative_to(data):
+        return f"is in {data}, and all files there are the data", "name a directory elsewhere"
+    return None
+
+
+def _not_ours(output: Path) -> tuple[str, str] | None:
+    """Why what is there cannot be replaced, and the remedy."""
+    if output.is_symlink():
+        return "is a link to itself", "remove it, or name another directory"
+    if not output.exists():
+        return None
+    if os.path.ismount(output):
+        return "is a mount point, which cannot be replaced", "name a directory below it"
+    if not output.is_dir():
+        return "is not a directory", "name another directory"
+    if not (output / CARD).exists() and any(output.iterdir()):
+        return (
+            f"holds files that no job wrote (it has no {CARD})",
+            "name another directory, or empty that one",
+        )
+    return None
+
+
+def _place(settings: Settings) -> Path:
+    """Where links lead: what they lead to is replaced, not they."""
+    return Path(os.path.realpath(settings.output))
+
+
+def _scratch(output: Path) -> Path:
+    return output.with_name(f".{output.name}.sagectl-{os.getpid():07d}")
 
 
 def write(settings: Settings, trained: Any, tokenizer: Any, card: Mapping[str, Any]) -> None:
     """Write the model beside its place and put it there."""
-    output = Path(settings.output)
-    for left in output.parent.glob(f".{output.name}.sagectl-*"):
+    output = _place(settings)
+    for left in output.parent.glob(f".{glob.escape(output.name)}.sagectl-*"):
         shutil.rmtree(left, ignore_errors=True)
-    scratch = output.with_name(f".{output.name}.sagectl-{os.getpid()}")
+    scratch = _scratch(output)
     scratch.mkdir(mode=0o755)
     try:
         _save(settings, trained, scratch)

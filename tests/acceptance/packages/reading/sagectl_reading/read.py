@@ -1,7 +1,11 @@
-"""Reads texts out: read.py PORT NAME DIRECTORY. Without a text, or with an empty one, it cannot."""
+"""Reads texts out: read.py PORT NAME DIRECTORY. Without a text, or with an empty one, it cannot.
+
+A text "long" is taken in when there is a file `read` beside it.
+"""
 
 import json
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,6 +26,8 @@ class Handler(BaseHTTPRequestHandler):
             if text == "illegible":
                 self.answer(500, {"error": "nobody can read this"})
                 return
+            while text == "long" and not Path(asked["path"], "read").exists():
+                time.sleep(0.01)
             texts[asked["name"]] = text
         elif self.path == "/unload":
             del texts[asked["name"]]
