@@ -46,6 +46,12 @@ RULES: tuple[Rule, ...] = (
         "`attention` asks for FlashAttention, which {python} lacks.",
         'Set `attention = "sdpa"`, or install the package flash-attn there.',
     ),
+    Rule(
+        r"No space left on device|Disk quota exceeded|File too large",
+        "The disk is full, or a quota on it.",
+        "Free some space where `output`, the checkpoints (`finetuned` below the models) or HF_HOME are; then "
+        "`sagectl start` goes on from the newest checkpoint.",
+    ),
     *HUB,
     *CHECKPOINT,
     Rule(
