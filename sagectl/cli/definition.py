@@ -104,8 +104,12 @@ def body(
 
 
 def local(path: str) -> str:
-    """An absolute path where `path` names a file here: the daemon has another working directory."""
-    return os.path.abspath(path) if "/" in path and os.path.exists(path) else path
+    """An absolute path where `path` names a file here: the daemon has another working directory.
+
+    `./x` means nothing else, be it there or not.
+    """
+    here = path.startswith(("./", "../")) or ("/" in path and os.path.exists(path))
+    return os.path.abspath(path) if here else path
 
 
 def model_here(model: str) -> str:

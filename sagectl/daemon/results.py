@@ -268,6 +268,22 @@ class Results:
             if trouble is not None:
                 text = f"does not serve {model.name} any more ({model.path}): {trouble}"
                 self._journal.record(engine.name, engine.id, "load-failed", text, "error")
+            self._tell_job(engine.name, model, trouble)
+
+    def _tell_job(self, engine: str, model: LoadedModel, trouble: str | None) -> None:
+        """What became of a job's result when the engine that serves it was started anew."""
+        job = self._supervisor.get(model.job)
+        serving = job.serving if job else None
+        if serving is None or serving.engine != engine or serving.phase is ServingPhase.PENDING:
+            return
+        if trouble is None:
+            text = f"served as {model.name} by the engine {engine}"
+            self._tell(model.job, replace(serving, phase=ServingPhase.SERVED, text=text))
+            return
+        text = (
+            f"not served as {model.name} any more: the engine {engine} was restarted, and does not take it in"
+        )
+        self._tell(model.job, replace(serving, phase=ServingPhase.FAILED, text=f"{text}: {trouble}"))
 
     def taken_out(self, engine: Engine, models: Sequence[LoadedModel]) -> None:
         """The user wants an engine to serve these no more."""

@@ -333,3 +333,25 @@ def test_a_name_that_is_taken_while_a_result_waits(library: Library) -> None:
     assert daemon.cli("stop", "open").returncode == 0
     assert "there is an engine poem already" in library.served()["text"]
     assert daemon.show("poem")["pid"] == pid
+
+
+def test_a_result_that_its_server_lost_is_told_of(library: Library) -> None:
+    """Scenario 23.11: a server reads out a result, the directory of which is removed, and gets SIGKILL; later
+    the directory is there again, and it gets SIGKILL again.
+
+    Result: the job says that its result is not served any more, and then that it is.
+    """
+    daemon = library.daemon
+    library.reader("open", "mine", open=True)
+    daemon.start()
+    daemon.until_ready("open")
+    library.write("first")
+    assert library.served()["phase"] == "served"
+    library.output.rename(daemon.home / "elsewhere")
+    kill(library.pid("open"))
+    lost = daemon.until("write", lambda engine: (engine["serving"] or {}).get("phase") == "failed")
+    assert lost["reason"].startswith("not served as poem any more: the engine open was restarted, and does")
+    (daemon.home / "elsewhere").rename(library.output)
+    kill(library.pid("open"))
+    daemon.until("write", lambda engine: engine["reason"] == "served as poem by the engine open")
+    assert library.read("open", "poem") == "first"

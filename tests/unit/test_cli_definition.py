@@ -121,3 +121,13 @@ def test_a_directory_of_a_model_here_comes_before_a_name_on_the_hub(
     assert body("support")["model"] == "support"
     (tmp_path / "support" / mark).touch()
     assert body("support")["model"] == str(tmp_path / "support")
+
+
+def test_what_is_relative_to_here_is_so_even_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal names the path that is missing then."""
+    monkeypatch.chdir(tmp_path)
+    assert body("./nope")["model"] == str(tmp_path / "nope")
+    assert body("../nope")["model"] == str(tmp_path.parent / "nope")
+    assert body("owner/nope")["model"] == "owner/nope"

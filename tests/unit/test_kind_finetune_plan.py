@@ -257,6 +257,15 @@ def test_a_loss_that_is_no_number_is_not_tried_again() -> None:
     assert not found.retryable
 
 
+def test_a_full_disk_is_where_the_job_writes() -> None:
+    error = "I/O error: No space left on device (os error 28)"
+    found = explained(1, f"safetensors._safetensors_rust.SafetensorError: Error while serializing: {error}")
+    assert found is not None
+    assert (found.summary, found.retryable) == ("The disk is full, or a quota on it.", False)
+    assert "`output`, the checkpoints" in found.remedy
+    assert "goes on from the newest checkpoint" in found.remedy
+
+
 def test_a_stop_that_sagectl_did_not_ask_for_is_tried_again() -> None:
     found = explained(75, "stopped after step 3 of 9, with a checkpoint")
     assert found is not None

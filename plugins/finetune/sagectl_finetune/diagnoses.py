@@ -51,6 +51,12 @@ RULES: tuple[Rule, ...] = (
         "Weights & Biases does not take the figures: {why}.",
         'Set `WANDB_API_KEY` in `env`, or `WANDB_MODE = "offline"`; or remove "wandb" from `report_to`.',
     ),
+    Rule(
+        r"No space left on device|Disk quota exceeded|File too large",
+        "The disk is full, or a quota on it.",
+        "Free some space where `output`, the checkpoints (`finetuned` below the models) or HF_HOME are; then "
+        "`sagectl start` goes on from the newest checkpoint.",
+    ),
     *HUB,
     *CHECKPOINT,
     Rule(

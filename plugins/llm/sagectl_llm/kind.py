@@ -101,7 +101,8 @@ class LlmKind:
         if vllm_server.MODULE not in plan.argv:
             return Refusal("`transformers serve` takes in nothing while it runs", 'set backend = "vllm"')
         if adapter is None:
-            return Refusal("the result is a whole model, not an adapter", "give it an engine of its own")
+            reason = f"no adapter is in {request.model}; a whole model needs an engine of its own"
+            return Refusal(reason, "leave that engine to the job, or train an adapter")
         return vllm_adapters.loading(request, plan, facts, adapter, name, edition)
 
     def _backend(self, request: EngineRequest[LlmOptions], facts: Facts) -> str:
