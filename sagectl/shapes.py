@@ -18,7 +18,7 @@ class Serving(TypedDict):
 
     name: str
     model: str
-    phase: Literal["pending", "served", "failed"]
+    phase: Literal["pending", "served", "failed", "ended"]
     engine: str | None
     text: str
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sagectl.config import persist
-from sagectl.core.engine import Engine, State, Sub
+from sagectl.core.engine import Engine, ServingPhase, State, Sub
 from sagectl.core.reload import ReloadPlan
 from sagectl.core.sizes import GIB
 from sagectl.core.times import rfc3339
@@ -93,8 +93,8 @@ def _serves(engine: Engine) -> list[str]:
 
 def _serving(engine: Engine) -> dict[str, Any] | None:
     found = engine.serving
-    if found is None:
-        return None
+    if found is None or (found.phase is ServingPhase.PENDING and engine.sub is not Sub.COMPLETED):
+        return None  # of a run before this one
     return {
         "name": found.successor.name,
         "model": found.successor.model,

@@ -261,6 +261,8 @@ class ServingPhase(StrEnum):
     PENDING = "pending"
     SERVED = "served"
     FAILED = "failed"
+    ENDED = "ended"
+    """It was served, until the user did not want it any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ _RECORDS = {
     ServingPhase.PENDING: ("serving", "info"),
     ServingPhase.SERVED: ("served", "info"),
     ServingPhase.FAILED: ("serving-failed", "error"),
+    ServingPhase.ENDED: ("serving-ended", "info"),
 }
 
 
@@ -96,6 +97,11 @@ def returning(engines: Iterable[Engine], name: str) -> Engine | None:
     """An engine that had taken in a model of this name, and is on its way up."""
     held = (e for e in engines if has(e, name) and e.desired is Desired.RUNNING and e.sub is not Sub.READY)
     return next((engine for engine in held if engine.state is not State.FAILED), None)
+
+
+def starting(engines: Iterable[Engine], successor: Successor) -> list[Engine]:
+    """Engines of its kind whose processes are on their way to be ready."""
+    return [e for e in engines if e.spec.kind == successor.kind and e.sub is Sub.STARTING and e.plan]
 
 
 def has(engine: Engine, name: str) -> bool:

@@ -122,8 +122,11 @@ class Results:
             await self._await_return(job_id, serving)
             if self._taken(job_id, serving):
                 return
-            if self._supervisor.named(name) is None and await self._load_somewhere(job_id, serving):
-                return
+            if self._supervisor.named(name) is None:
+                if await self._load_somewhere(job_id, serving):
+                    return
+                if await self._await_start(job_id, serving) and await self._load_somewhere(job_id, serving):
+                    return
             if self._taken(job_id, serving):
                 return
             try:
@@ -146,6 +149,24 @@ class Results:
             text = f"its result is to be served as {name}, when the engine {engine.name} is ready"
             self._tell(job_id, replace(serving, text=text))
             await self._supervisor.until(lambda: rules.returning(self._supervisor, name) is None)
+
+    async def _await_start(self, job_id: str, serving: Serving) -> bool:
+        """Whether an engine was waited for that is starting and could take it in: a second one costs more."""
+        name, model = serving.successor.name, serving.successor.model
+        for engine in rules.starting(self._supervisor, serving.successor):
+            if isinstance(await self._how(engine, model, name, 0), Refusal):
+                continue
+            text = f"its result is to be served as {name}, when the engine {engine.name} is ready"
+            self._tell(job_id, replace(serving, text=text))
+            engine_id, generation = engine.id, engine.generation
+
+            def over() -> bool:
+                now = self._supervisor.get(engine_id)  # noqa: B023 - awaited before the loop goes on
+                return now is None or now.generation != generation or now.sub is not Sub.STARTING  # noqa: B023
+
+            await self._supervisor.until(over)
+            return True
+        return False
 
     async def _load_somewhere(self, job_id: str, serving: Serving, *, again: bool = False) -> bool:
         """Have a running engine take it in. False where none does, and it needs one of its own.
@@ -300,3 +321,7 @@ class Results:
                 text += f", but it answers to that name until it is restarted: {trouble}"
             level = "info" if trouble is None else "warning"
             self._journal.record(engine.name, engine.id, "unloaded", text, level)
+            job = self._supervisor.get(model.job)
+            if job is not None and job.serving is not None and job.serving.engine == engine.name:
+                text = f"not served as {model.name} any more: taken out of {engine.name} by the user"
+                self._tell(job.id, replace(job.serving, phase=ServingPhase.ENDED, text=text))

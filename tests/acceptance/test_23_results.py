@@ -246,6 +246,29 @@ def test_an_engine_that_is_just_restarting_gets_the_newer_result(library: Librar
     assert len(daemon.client.engines()) == 3
 
 
+def test_an_engine_that_is_starting_and_could_take_it_in_is_waited_for(library: Library) -> None:
+    """The result is there while a server that could read it out is loading; another one is closed.
+
+    Result: no engine of its own is made; the job says whom it waits for, and that one reads it out. When the
+    user takes the text out, the job says that too.
+    """
+    go = library.daemon.home / "go"
+    library.reader("closed", "mine", after=str(go))
+    library.reader("open", "mine", open=True, after=str(go))
+    daemon = library.daemon
+    daemon.start()
+    daemon.until("open", lambda engine: engine["substate"] == "starting")
+    library.write("first")
+    daemon.until("write", lambda engine: "when the engine open is ready" in engine["reason"])
+    go.touch()
+    assert library.served()["engine"] == "open"
+    assert library.read("open", "poem") == "first"
+    assert len(daemon.client.engines()) == 3
+    assert daemon.cli("engine", "unload", "open").returncode == 0
+    daemon.until("write", lambda engine: (engine["serving"] or {}).get("phase") == "ended")
+    assert "taken out of open by the user" in daemon.show("write")["reason"]
+
+
 def test_the_next_daemon_goes_on_with_the_serving(library: Library) -> None:
     """Scenario 23.7: SIGKILL of the daemon the moment the job completed.
 

@@ -93,6 +93,7 @@ class WriterKind(Kind):
 @dataclass(frozen=True, slots=True)
 class ReaderOptions:
     open: bool = option("takes in further texts", default=False)
+    after: str = option("answers when there is this file", default="/")
 
 
 class ReaderKind(Kind):
@@ -103,7 +104,8 @@ class ReaderKind(Kind):
     default_port = 8301
 
     def plan(self, request: EngineRequest[ReaderOptions], facts: Facts) -> LaunchPlan | Refusal:
-        argv = (request.python, "-I", "-S", READ, str(request.port), request.name, str(request.model))
+        argv = (request.python, "-I", "-S", READ, str(request.port), request.name)
+        argv += (str(request.model), request.options.after)
         probes = Probes((first_word(request.name),), HttpProbe("/health"), HttpProbe("/health"))
         return LaunchPlan(argv=argv, probes=probes, served_models=(request.name,))
 

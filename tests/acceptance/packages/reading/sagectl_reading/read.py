@@ -1,6 +1,6 @@
-"""Reads texts out: read.py PORT NAME DIRECTORY. Without a text, or with an empty one, it cannot.
+"""Reads texts out: read.py PORT NAME DIRECTORY AFTER. Without a text, or with an empty one, it cannot.
 
-A text "long" is taken in when there is a file `read` beside it.
+It begins when there is a file AFTER. A text "long" is taken in when there is a file `read` beside it.
 """
 
 import json
@@ -48,4 +48,6 @@ text = Path(directory, "text").read_text()
 if not text:
     sys.exit("there is nothing to read")
 texts[name] = text
+while not Path(sys.argv[4]).exists():
+    time.sleep(0.01)
 ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
