@@ -6,6 +6,7 @@ Those marked `vllm` too run in an environment of their own.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import pytest
 # Machines are shared: how long one example takes says nothing about the code.
 hypothesis.settings.register_profile("sagectl", deadline=None)
 hypothesis.settings.load_profile("sagectl")
+
+# A shell has its background jobs ignore it, and whatever they start: tests send it to what they started.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 INTERPRETER = "SAGECTL_TRANSFORMERS_PYTHON"
 VLLM_INTERPRETER = "SAGECTL_VLLM_PYTHON"

@@ -248,9 +248,11 @@ class Handler(BaseHTTPRequestHandler):
         if verb == "progress":
             return self._progress(found[0])
         if self.command == "GET":
-            reply = found[0] if len(found) == 1 else {"engines": found, "group": ref}
-            self._send(200, reply)
-            return self.server.step(found[0]["name"])
+            # The step comes before the answer is heard of: a late one would be the next request's.
+            with self.server.changed:
+                copies = [dict(one) for one in found]
+                self.server.step(found[0]["name"])
+            return self._send(200, copies[0] if len(found) == 1 else {"engines": copies, "group": ref})
         if verb == "forget":
             for one in found:
                 del self.server.engines[one["name"]]
