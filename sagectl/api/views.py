@@ -54,8 +54,7 @@ def engine_json(
         "restart_count": engine.restart_count,
         "consecutive_failures": engine.consecutive_failures,
         "last_exit_code": _exit_code(engine.last_exit),
-        "healthy": healthy(engine),
-        "probed": None if engine.plan is None else engine.plan.probes != Probes(),
+        **_health(engine),
         "progress": progress,
         "priority": spec.priority.value,
         "labels": dict(spec.labels),
@@ -68,8 +67,7 @@ def engine_json(
         "since": rfc3339(engine.since_wall) if engine.since_wall else None,
         "started_at": rfc3339(process.started_wall) if process else None,
         **_trouble(engine),
-        "serves": _serves(engine),
-        "serving": _serving(engine),
+        **_service(engine),
         "log_path": log_path,
     }
 
@@ -82,6 +80,18 @@ def _trouble(engine: Engine) -> dict[str, Any]:
         "waiting_for": list(engine.waiting_for),
         "blocked": engine.sub is Sub.QUEUED and engine.blocked,
     }
+
+
+def _health(engine: Engine) -> dict[str, Any]:
+    return {
+        "healthy": healthy(engine),
+        "probed": None if engine.plan is None else engine.plan.probes != Probes(),
+    }
+
+
+def _service(engine: Engine) -> dict[str, Any]:
+    """What it serves, and of a job what becomes of its result."""
+    return {"serves": _serves(engine), "serving": _serving(engine)}
 
 
 def _serves(engine: Engine) -> list[str]:

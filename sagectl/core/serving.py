@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import assert_never
+from typing import Any, assert_never
 
 from sagectl.core.actions import Action, Record
 from sagectl.core.engine import Desired, Engine, LoadedModel, Serving, ServingPhase, State, Sub
@@ -128,6 +128,34 @@ def lost(engine: Engine) -> tuple[LoadedModel, ...]:
     if engine.sub is not Sub.READY:
         return ()
     return tuple(model for model in engine.loaded if model.generation != engine.generation)
+
+
+def awaiting(serving: Serving, engine: Engine) -> Serving:
+    """It is to be served by an engine that is on its way up."""
+    name = serving.successor.name
+    return replace(
+        serving, text=f"its result is to be served as {name}, when the engine {engine.name} is ready"
+    )
+
+
+def served(serving: Serving, engine: str) -> Serving:
+    """It is served by the engine of this name."""
+    text = f"served as {serving.successor.name} by the engine {engine}"
+    return replace(serving, phase=ServingPhase.SERVED, engine=engine, text=text)
+
+
+def definition(successor: Successor) -> dict[str, Any]:
+    """What the definition of an engine of its own says.
+
+    It comes back with the machine: stopping it is as good as taking it out of a file.
+    """
+    named = {"name": successor.name, "kind": successor.kind, "model": successor.model}
+    return {"autostart": True, **successor.keys, **named}
+
+
+def serves_earlier(engine: Engine, serving: Serving) -> bool:
+    """The engine of its own runs, and was not started for this result but for an earlier one."""
+    return engine.process is not None and serving.engine != engine.name
 
 
 def outcome(engine: Engine | None, name: str) -> tuple[ServingPhase, str] | None:

@@ -146,8 +146,7 @@ class Results:
         name = serving.successor.name
         engine = rules.returning(self._supervisor, name)
         if engine is not None:
-            text = f"its result is to be served as {name}, when the engine {engine.name} is ready"
-            self._tell(job_id, replace(serving, text=text))
+            self._tell(job_id, rules.awaiting(serving, engine))
             await self._supervisor.until(lambda: rules.returning(self._supervisor, name) is None)
 
     async def _await_start(self, job_id: str, serving: Serving) -> bool:
@@ -156,15 +155,8 @@ class Results:
         for engine in rules.starting(self._supervisor, serving.successor):
             if isinstance(await self._how(engine, model, name, 0), Refusal):
                 continue
-            text = f"its result is to be served as {name}, when the engine {engine.name} is ready"
-            self._tell(job_id, replace(serving, text=text))
-            engine_id, generation = engine.id, engine.generation
-
-            def over() -> bool:
-                now = self._supervisor.get(engine_id)  # noqa: B023 - awaited before the loop goes on
-                return now is None or now.generation != generation or now.sub is not Sub.STARTING  # noqa: B023
-
-            await self._supervisor.until(over)
+            self._tell(job_id, rules.awaiting(serving, engine))
+            await self._moves_on(engine)
             return True
         return False
 
@@ -177,13 +169,12 @@ class Results:
         for engine in rules.candidates(self._supervisor, serving.successor):
             trouble = await self._load(engine, serving.successor.model, name, job_id)
             if trouble is None:
-                text = f"served as {name} by the engine {engine.name}"
-                done = replace(serving, phase=ServingPhase.SERVED, engine=engine.name, text=text)
-                self._tell(job_id, done)
+                self._tell(job_id, rules.served(serving, engine.name))
                 return True
             text = f"the engine {engine.name} does not take it in: {trouble}"
             if rules.has(engine, name):
-                if not again and await self._ended(engine):
+                # That its process ended is heard of a moment after.
+                if not again and await self._moves_on(engine, END_SECONDS):
                     await self._await_return(job_id, serving)
                     if self._taken(job_id, serving):
                         return True
@@ -194,25 +185,22 @@ class Results:
             self._journal.record(self._name(job_id), job_id, "serving", text)
         return False
 
-    async def _ended(self, engine: Engine) -> bool:
-        """Whether its process is another one now, or none; that is heard of a moment after it ended."""
+    async def _moves_on(self, engine: Engine, timeout: float | None = None) -> bool:
+        """Wait until it is in another substate than here, or another start of it; False where time is up."""
 
-        def ended() -> bool:
+        def moved_on() -> bool:
             now = self._supervisor.get(engine.id)
-            return now is None or now.generation != engine.generation or now.sub is not Sub.READY
+            return now is None or (now.generation, now.sub) != (engine.generation, engine.sub)
 
-        return await self._supervisor.until(ended, END_SECONDS)
+        return await self._supervisor.until(moved_on, timeout)
 
     async def _serve_alone(self, job_id: str, serving: Serving) -> None:
         """By an engine of its own, which was there already or is made now. Raises SagectlError."""
         successor = serving.successor
         engine = self._supervisor.named(successor.name)
         if engine is None:
-            body = {"name": successor.name, "kind": successor.kind, "model": successor.model}
-            # So that it comes back with the machine; stopping it is as good as taking it out of a file.
-            engine = await self._operations.define({"autostart": True, **successor.keys, **body})
-        elif engine.process is not None and serving.engine != engine.name:
-            # What it serves now is the earlier result.
+            engine = await self._operations.define(rules.definition(successor))
+        elif rules.serves_earlier(engine, serving):
             self._supervisor.post(engine.id, ev.RestartRequested(why=f"restarted for a new {successor.name}"))
         elif not engine.up:
             self._operations.start(engine)
@@ -298,8 +286,7 @@ class Results:
         if serving is None or serving.engine != engine or serving.phase is ServingPhase.PENDING:
             return
         if trouble is None:
-            text = f"served as {model.name} by the engine {engine}"
-            self._tell(model.job, replace(serving, phase=ServingPhase.SERVED, text=text))
+            self._tell(model.job, rules.served(serving, engine))
             return
         text = (
             f"not served as {model.name} any more: the engine {engine} was restarted, and does not take it in"

@@ -110,12 +110,21 @@ class Runtime:
         self.reloader = Reloader(
             self.supervisor, self.journal, self.preflight, self._load, self.store.overrides, Control.new_id
         )
-        self.control = Control(
+        self.control = self._operations()
+        self.reloader.attach(
+            self.control, lambda config: gpu_report.overdrawn(self.memory, config.gpu), self.memory.quiet
+        )
+        self.results = self._results()
+        self.supervisor.watchers.append(self.results.moved)
+        self.control.taken_out = self.results.taken_out
+
+    def _operations(self) -> Control:
+        return Control(
             self.supervisor,
             self.store,
             self.journal,
             self.kinds,
-            paths,
+            self.paths,
             self.reloader,
             self.describe,
             self.ending,
@@ -124,19 +133,16 @@ class Runtime:
             self.memory,
             self.preflight,
         )
-        self.reloader.attach(
-            self.control, lambda config: gpu_report.overdrawn(self.memory, config.gpu), self.memory.quiet
-        )
-        self.results = Results(
+
+    def _results(self) -> Results:
+        return Results(
             self.supervisor,
             self.journal,
             self.control,
             self.preflight.loading,
             self.effects.target,
-            str(paths.models),
+            str(self.paths.models),
         )
-        self.supervisor.watchers.append(self.results.moved)
-        self.control.taken_out = self.results.taken_out
 
     def _gpu_memory(self) -> GpuMemory:
         return GpuMemory(

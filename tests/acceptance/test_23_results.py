@@ -69,6 +69,26 @@ class Library:
         connection.close()
         return text
 
+    def read_out_by_one_that_waits(self) -> Path:
+        """A first result is served by `open`, which is then on its way up, and waits for `other`.
+
+        That fails for lack of its text; returns where the text has to be.
+        """
+        daemon = self.daemon
+        self.reader("other", "mine")
+        self.reader("open", "mine", open=True, depends_on=["other"])
+        daemon.start()
+        daemon.until_ready("open")
+        self.write("first")
+        assert self.served()["phase"] == "served"
+        text = daemon.home / "models" / "text-of-other" / "text"
+        text.unlink()
+        assert daemon.cli("stop", "open", "other").returncode == 0
+        daemon.client.start("open")
+        daemon.until("other", lambda engine: engine["state"] == "failed")
+        daemon.until("open", lambda engine: engine["substate"] == "queued")
+        return text
+
     def pid(self, engine: str) -> int:
         return self.daemon.show(engine)["pid"] or 0
 
@@ -225,21 +245,10 @@ def test_an_engine_that_is_just_restarting_gets_the_newer_result(library: Librar
     out the newer one.
     """
     daemon = library.daemon
-    library.reader("other", "mine")
-    library.reader("open", "mine", open=True, depends_on=["other"])
-    daemon.start()
-    daemon.until_ready("open")
-    library.write("first")
-    assert library.served()["phase"] == "served"
-    text = daemon.home / "models" / "text-of-other" / "text"
-    text.rename(text.with_name("elsewhere"))
-    assert daemon.cli("stop", "open", "other").returncode == 0
-    daemon.client.start("open")
-    daemon.until("other", lambda engine: engine["state"] == "failed")
-    daemon.until("open", lambda engine: engine["substate"] == "queued")
+    text = library.read_out_by_one_that_waits()
     library.write("second", "--again")
     daemon.until("write", lambda engine: "when the engine open is ready" in engine["reason"])
-    text.with_name("elsewhere").rename(text)
+    text.write_text("mine")
     assert daemon.cli("start", "other").returncode == 0
     assert library.served()["engine"] == "open"
     assert library.read("open", "poem") == "second"
@@ -337,17 +346,7 @@ def test_a_name_that_is_taken_while_a_result_waits(library: Library) -> None:
     Result: the job says so; that engine goes on in the same process.
     """
     daemon = library.daemon
-    library.reader("other", "mine")
-    library.reader("open", "mine", open=True, depends_on=["other"])
-    daemon.start()
-    daemon.until_ready("open")
-    library.write("first")
-    assert library.served()["phase"] == "served"
-    text = daemon.home / "models" / "text-of-other" / "text"
-    text.rename(text.with_name("elsewhere"))
-    assert daemon.cli("stop", "open", "other").returncode == 0
-    daemon.client.start("open")
-    daemon.until("open", lambda engine: engine["substate"] == "queued")
+    library.read_out_by_one_that_waits()
     library.write("second", "--again")
     daemon.until("write", lambda engine: "when the engine open is ready" in engine["reason"])
     library.reader("poem", "mine")

@@ -15,6 +15,7 @@ from sagectl.core.engine import (
     EngineSpec,
     LoadedModel,
     Moment,
+    Process,
     Serving,
     ServingPhase,
     State,
@@ -27,6 +28,7 @@ from sagectl.plugin import ExitStatus, LaunchPlan, Mode, Successor
 MODELS = "/models"
 SUCCESSOR = Successor("support", "llm", "/models/support")
 NOW = Moment(100.0, 1_000.0)
+PROCESS = Process(pid=100, starttime=1, boot_id="boot", started=50.0, started_wall=950.0)
 
 
 def job(**changes: Any) -> Engine:
@@ -215,3 +217,22 @@ def test_what_came_of_an_engine_of_its_own(engine: Engine | None, phase: Serving
 @pytest.mark.parametrize("sub", [Sub.QUEUED, Sub.PREFLIGHT, Sub.STARTING, Sub.BACKOFF])
 def test_what_comes_of_an_engine_that_starts_is_open(sub: Sub) -> None:
     assert serving.outcome(server(state=State.ACTIVATING, sub=sub), "support") is None
+
+
+def test_an_engine_of_its_own_is_defined_to_come_back() -> None:
+    successor = replace(SUCCESSOR, keys={"served_model_name": "support", "use_gpu": False, "name": "other"})
+    assert serving.definition(successor) == {
+        **{"autostart": True, "served_model_name": "support", "use_gpu": False},
+        **{"name": "support", "kind": "llm", "model": "/models/support"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("process", "begun_for", "earlier"),
+    [(PROCESS, "", True), (PROCESS, "support", False), (None, "", False), (None, "support", False)],
+)
+def test_an_engine_of_its_own_is_restarted_where_it_serves_an_earlier_result(
+    process: Process | None, begun_for: str, earlier: bool
+) -> None:
+    own = server("support", "support", process=process)
+    assert serving.serves_earlier(own, Serving(SUCCESSOR, engine=begun_for)) is earlier

@@ -78,12 +78,17 @@ def tools(given: Any) -> list[Mapping[str, Any]]:
 
 
 def _tool(tool: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(tool, Mapping):
-        raise RowError(f"{where} is {kind(tool)}, not an object")
-    function = tool.get("function", tool)
+    return {"type": "function", "function": without_nulls(_function(tool, where))}
+
+
+def _function(given: Any, where: str) -> Mapping[str, Any]:
+    """The function that a tool or a call names, with OpenAI's wrapping or without."""
+    if not isinstance(given, Mapping):
+        raise RowError(f"{where} is {kind(given)}, not an object")
+    function = given.get("function", given)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where} has no name of a function")
-    return {"type": "function", "function": without_nulls(function)}
+    return function
 
 
 def _message(message: Any, where: str) -> Message:
@@ -141,11 +146,7 @@ def _calls(message: Message, where: str) -> list[Mapping[str, Any]]:
 
 def _call(call: Any, where: str) -> Mapping[str, Any]:
     """Arguments become an object: templates write it as JSON, and would write JSON as a string in JSON."""
-    if not isinstance(call, Mapping):
-        raise RowError(f"{where} is {kind(call)}, not an object")
-    function = call.get("function", call)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RowError(f"{where} has no name of a function")
+    function = _function(call, where)
     arguments = unpacked(function.get("arguments") or {}, f"{where}: the arguments")
     if not isinstance(arguments, Mapping):
         raise RowError(f"{where}: the arguments are {kind(arguments)}, not an object")
